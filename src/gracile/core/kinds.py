@@ -1,0 +1,77 @@
+"""The kinds of Kernel: pure functions that a Method composes, each registered by name.
+
+A kernel never sees a model or an epoch. Its first arguments are tensors (or a shape), its
+keyword-only arguments are the options a recipe may set: ``{name: percentile, q: 99.9}``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from gracile import registry
+from gracile.errors import UserError, nearest
+
+F = TypeVar("F")
+
+
+def criterion(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(weight, *, ...) -> scores`` of weight's shape; smaller is pruned first."""
+    return registry.register("criterion", name, source=source)
+
+
+def granularity(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(shape) -> group ids`` (integers 0..G-1, of that shape): what is pruned as one."""
+    return registry.register("granularity", name, source=source)
+
+
+def ramp(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(progress, initial, final) -> level`` for progress in [0, 1]."""
+    return registry.register("ramp", name, source=source)
+
+
+def observer(name: str, *, source: str) -> Callable[[F], F]:
+    """Register a range observer: ``observe(x)``, ``range() -> (low, high)``; see quantize.observers."""
+    return registry.register("observer", name, source=source)
+
+
+def fake_quant(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(x, scale, zero_point, qmin, qmax, axis) -> x`` on the quantization grid."""
+    return registry.register("fake_quant", name, source=source)
+
+
+def kd_loss(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(student, teacher, labels, hard, *, ...) -> scalar`` loss."""
+    return registry.register("kd_loss", name, source=source)
+
+
+def kernel_options(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a kernel (of its ``__init__`` for a class): its options."""
+    target = fn.__init__ if inspect.isclass(fn) else fn  # type: ignore[misc]
+    parameters = inspect.signature(target).parameters
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a kernel name or an option of it that does not exist.
+
+    Raises:
+        UserError: names the kernel, the option and the nearest known one.
+    """
+    entry = registry.get(kind, name)
+    known = kernel_options(entry.obj)
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{kind} '{name}' has no option '{key}'.{nearest(key, known)}")
+        default = known[key].default
+        if isinstance(default, bool):
+            fits = isinstance(value, bool)
+        elif isinstance(default, (int, float)):
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        elif isinstance(default, str):
+            fits = isinstance(value, str)
+        else:
+            fits = True
+        if not fits:
+            raise UserError(
+                f"{kind} '{name}': option '{key}' must be a {type(default).__name__}, got {value!r}."
+            )

@@ -1,0 +1,297 @@
+"""The Plan: an ordered, JSON-serializable list of Edits. A decision, never a tensor or a module.
+
+Order in the list is order of application; addresses and indices count in the model as it is after
+all earlier edits. A checkpoint is architecture + Plan + weights.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gracile.core.state import write_atomic
+from gracile.errors import PlanConflict, UserError
+
+FORMAT = 1
+KIND_ORDER = (
+    "add", "remove", "skip", "factorize", "replace", "exit", "mask", "share", "bits",
+)  # fmt: skip
+
+
+class Member(BaseModel):
+    """One tensor of a coupled group: which indices along `dim` stay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: str
+    dim: int = Field(ge=0)
+    of: int = Field(gt=0)
+    keep: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _indices(self) -> Self:
+        if list(self.keep) != sorted(set(self.keep)):
+            raise ValueError(f"{self.at}: 'keep' must be increasing and without doubles")
+        if self.keep and not (0 <= self.keep[0] and self.keep[-1] < self.of):
+            raise ValueError(f"{self.at}: 'keep' must lie in 0..{self.of - 1}")
+        if not self.keep:
+            raise ValueError(f"{self.at}: at least one index must be kept")
+        return self
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = ""
+    by: str = ""
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        """What this edit decides about: (aspect, address) pairs, for the conflict check."""
+        return ()
+
+
+class Remove(_Edit):
+    """Cut channels: every coupled member loses the same channels, each in its own index map."""
+
+    kind: Literal["remove"] = "remove"
+    group: tuple[Member, ...] = Field(min_length=1)
+
+
+class Add(_Edit):
+    """Inverse of `remove`: `of` is the width after adding, `keep` the indices that existed before."""
+
+    kind: Literal["add"] = "add"
+    group: tuple[Member, ...] = Field(min_length=1)
+    key: str
+
+
+class Skip(_Edit):
+    """Leave out a residual block."""
+
+    kind: Literal["skip"] = "skip"
+    block: str
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("module", self.block),)
+
+
+class Factorize(_Edit):
+    """Replace a layer by a product of smaller ones."""
+
+    kind: Literal["factorize"] = "factorize"
+    at: str
+    scheme: str
+    ranks: tuple[int, ...]
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("module", self.at),)
+
+
+class Replace(_Edit):
+    """Replace a module by another registered one."""
+
+    kind: Literal["replace"] = "replace"
+    at: str
+    with_: str = Field(alias="with")
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("module", self.at),)
+
+
+class Exit(_Edit):
+    """Attach an early exit behind a module."""
+
+    kind: Literal["exit"] = "exit"
+    after: str
+    head: str
+    threshold: float | None = None
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("exit", self.after),)
+
+
+class Mask(_Edit):
+    """Zeros inside a tensor that keeps its shape; `key` names the tensor in model.safetensors."""
+
+    kind: Literal["mask"] = "mask"
+    at: str
+    key: str
+    sparsity: float = Field(ge=0, le=1)
+
+
+class Share(_Edit):
+    """Weights taken from a small codebook."""
+
+    kind: Literal["share"] = "share"
+    at: str
+    key: str
+    levels: int = Field(gt=1)
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("values", self.at),)
+
+
+class Bits(_Edit):
+    """Put a tensor on an affine grid: x ~ (q - zero_point) * scale with q in [qmin, qmax].
+
+    `at` is a parameter for role weight or bias, a graph node for input or output.
+    `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors.
+    """
+
+    kind: Literal["bits"] = "bits"
+    at: str
+    role: Literal["weight", "input", "output", "bias"]
+    bits: int = Field(ge=1, le=32)
+    signed: bool
+    symmetric: bool
+    axis: int | None = None
+    narrow: bool = False
+    key: str
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return ((f"bits:{self.role}", self.at),)
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer on the grid."""
+        return -(2 ** (self.bits - 1)) + self.narrow if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer on the grid."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+
+Edit = Annotated[
+    Add | Remove | Skip | Factorize | Replace | Exit | Mask | Share | Bits,
+    Field(discriminator="kind"),
+]
+
+
+class Architecture(BaseModel):
+    """Which network the Plan starts from: a registered name and its arguments.
+
+    `sha256` is the hash of parameter names and shapes, so that a Plan is never applied elsewhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    sha256: str = ""
+
+
+class Plan(BaseModel):
+    """All edits of a run, in order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    architecture: Architecture
+    edits: list[Edit] = Field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return iter(self.edits)
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def of_kind(self, kind: str) -> list[Any]:
+        """The edits of one kind, in order."""
+        return [e for e in self.edits if e.kind == kind]
+
+    def extended(self, edits: Iterable[Any]) -> "Plan":
+        """A new Plan with these edits appended and numbered `e0, e1, ...`."""
+        out = list(self.edits)
+        for edit in edits:
+            out.append(edit.model_copy(update={"id": f"e{len(out)}"}))
+        return Plan(architecture=self.architecture, edits=out)
+
+    def to_json(self) -> str:
+        """The file format, one edit a line."""
+        head = self.architecture.model_dump_json()
+        lines = ",\n  ".join(e.model_dump_json(by_alias=True) for e in self.edits)
+        body = f"[\n  {lines}\n ]" if self.edits else "[]"
+        return f'{{"format": {FORMAT}, "architecture": {head}, "edits": {body}}}\n'
+
+    def save(self, path: str | Path) -> None:
+        """Write `plan.json` in one step."""
+        write_atomic(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read and validate a plan file.
+
+        Raises:
+            UserError: no such file, no JSON, or a field that breaks the schema.
+        """
+        try:
+            return cls.model_validate(json.loads(Path(path).read_text()))
+        except OSError as e:
+            raise UserError(f"{path}: cannot read the plan: {e.strerror}.") from None
+        except ValidationError as e:
+            first = e.errors()[0]
+            place = ".".join(str(p) for p in first["loc"])
+            raise UserError(f"{path}: not a valid plan at '{place}': {first['msg']}.") from None
+        except ValueError as e:
+            raise UserError(f"{path}: not a JSON file: {e}.") from None
+
+    def to_original(self) -> dict[tuple[str, int], list[int]]:
+        """For each sliced (address, dim): the original index of every index that is left.
+
+        Composes the index maps of all `remove` edits, in order.
+        """
+        maps: dict[tuple[str, int], list[int]] = {}
+        for edit in self.of_kind("remove"):
+            for m in edit.group:
+                before = maps.get((m.at, m.dim), list(range(m.of)))
+                if len(before) != m.of:
+                    raise UserError(
+                        f"plan edit {edit.id}: '{m.at}' has {len(before)} indices along dim {m.dim}, "
+                        f"the edit was made for {m.of}."
+                    )
+                maps[m.at, m.dim] = [before[i] for i in m.keep]
+        return maps
+
+
+def in_order(edits: Iterable[Any]) -> list[Any]:
+    """Sort edits of one `apply()` by kind; the order within a kind is kept."""
+    return sorted(edits, key=lambda e: KIND_ORDER.index(e.kind))
+
+
+def check_conflicts(edits: Iterable[Any], lines: dict[str, int] | None = None) -> None:
+    """Refuse two edits by different recipe entries that decide about the same thing.
+
+    Args:
+        edits: any edits, of one or several entries.
+        lines: line of each recipe entry, for the message.
+
+    Raises:
+        PlanConflict: names both entries, and their lines where known.
+    """
+    seen: dict[tuple[str, str], str] = {}
+    for edit in edits:
+        for target in edit.targets:
+            other = seen.setdefault(target, edit.by)
+            if other != edit.by:
+                raise PlanConflict(
+                    f"{_entry(other, lines)} and {_entry(edit.by, lines)} both set "
+                    f"{target[0].split(':')[0]} of '{target[1]}'; keep one."
+                )
+
+
+def _entry(name: str, lines: dict[str, int] | None) -> str:
+    line = (lines or {}).get(name)
+    return f"'{name}'" + (f" (line {line})" if line else "")

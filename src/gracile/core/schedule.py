@@ -1,0 +1,211 @@
+"""When a method fires: times with units, and the timetable they make for a given training length.
+
+Times are `2ep` (epochs), `50it` (optimizer steps), `100mb` (mini-batches) or `end` (after training).
+An epoch time means the moment before that epoch's first batch. No torch here: a recipe is checked
+without it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, GetPydanticSchema, model_validator
+from pydantic_core import core_schema
+
+from gracile.errors import BindError
+
+UNITS = ("ep", "it", "mb")
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ep|it|mb)")
+_NEGATIVE = re.compile(r"-\s*\d+(?:\.\d+)?\s*(?:ep|it|mb)?")
+
+END = "end"
+Instant = tuple[int, int]  # (epoch, mini-batch within it)
+
+
+@dataclass(frozen=True, order=True)
+class Time:
+    """A point or span of training time in one unit."""
+
+    value: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: object) -> "Time":
+        """Read ``"2ep"``, ``"0.5ep"``, ``"50it"``, ``"3mb"``.
+
+        Raises:
+            ValueError: no unit, a negative number, or something else altogether.
+        """
+        if isinstance(text, Time):
+            return text
+        if isinstance(text, str) and (m := _TIME.fullmatch(text.strip())):
+            value = Fraction(m[1])
+            if m[2] != "ep" and value.denominator != 1:
+                raise ValueError(f"'{text}': steps and mini-batches are whole numbers")
+            return cls(value, m[2])
+        if isinstance(text, str) and _NEGATIVE.fullmatch(text.strip()):
+            raise ValueError(f"a time must not be negative, got '{text}'")
+        raise ValueError(
+            f"a time needs a number and a unit (ep, it or mb), got {text!r}; write 2ep, 50it or 100mb"
+        )
+
+    def __str__(self) -> str:
+        v = int(self.value) if self.value.denominator == 1 else float(self.value)
+        return f"{v}{self.unit}"
+
+
+def _time_schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
+    return core_schema.no_info_plain_validator_function(
+        Time.parse, serialization=core_schema.to_string_ser_schema()
+    )
+
+
+TimeField = Annotated[Time, GetPydanticSchema(_time_schema)]
+
+
+def _at_schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
+    def parse(value: object) -> Time | str:
+        return END if value == END else Time.parse(value)
+
+    return core_schema.no_info_plain_validator_function(
+        parse, serialization=core_schema.to_string_ser_schema()
+    )
+
+
+AtField = Annotated[Time | str, GetPydanticSchema(_at_schema)]
+
+
+class When(BaseModel):
+    """``{at: T}`` fires once; ``{start, stop, every}`` fires at start, start+every, ... < stop.
+
+    `stop` is exclusive and defaults to the end of training, `every` to once an epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: AtField | None = None
+    start: TimeField | None = None
+    stop: TimeField | None = None
+    every: TimeField | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        spans = [k for k in ("start", "stop", "every") if getattr(self, k) is not None]
+        if self.at is not None and spans:
+            raise ValueError(f"give either 'at' or 'start/stop/every', not 'at' with '{spans[0]}'")
+        if self.at is None and not spans:
+            raise ValueError("needs 'at', or 'start' (with 'stop' and 'every')")
+        if self.every is not None and self.every.value == 0:
+            raise ValueError("'every' must be more than 0")
+        if (
+            self.start is not None
+            and self.stop is not None
+            and self.start.unit == self.stop.unit
+            and self.stop.value <= self.start.value
+        ):
+            raise ValueError(
+                f"never fires: stop ({self.stop}) must be after start ({self.start}), it is exclusive"
+            )
+        return self
+
+    @property
+    def at_end(self) -> bool:
+        """Whether this fires after training."""
+        return self.at == END
+
+    def __str__(self) -> str:
+        parts = [f"{k}: {v}" for k in ("at", "start", "stop", "every") if (v := getattr(self, k))]
+        return "{" + ", ".join(parts) + "}"
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """How long training is: what turns times into instants.
+
+    `steps` is mini-batches per epoch; None where a user's own loop did not say, and then only
+    whole epochs can be used.
+    """
+
+    epochs: int
+    steps: int | None = None
+    accumulate: int = 1
+
+    def minibatch(self, time: Time) -> int:
+        """The time as a count of mini-batches from the start (of epochs, if steps is None)."""
+        if time.unit == "ep":
+            return int(time.value * (self.steps or 1))
+        if self.steps is None:
+            raise BindError(
+                f"the time {time} needs the number of mini-batches per epoch: pass steps_per_epoch, "
+                "or give the time in epochs (ep)."
+            )
+        return int(time.value) * (self.accumulate if time.unit == "it" else 1)
+
+    @property
+    def total(self) -> int:
+        """Mini-batches in the whole training (epochs, if steps is None)."""
+        return self.epochs * (self.steps or 1)
+
+    def instant(self, minibatch: int) -> Instant:
+        """(epoch, batch) of a mini-batch counted from the start."""
+        return divmod(minibatch, self.steps or 1)
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The instants at which a method fires, in order; `at_end` adds one after training."""
+
+    instants: tuple[Instant, ...]
+    at_end: bool = False
+
+    def __len__(self) -> int:
+        return len(self.instants) + self.at_end
+
+    def index(self, instant: Instant) -> int | None:
+        """Which firing this instant is (0-based), or None."""
+        try:
+            return self.instants.index(instant)
+        except ValueError:
+            return None
+
+    def progress(self, k: int) -> float:
+        """k/(n-1) for the k-th of n firings; 1 if there is only one."""
+        return 1.0 if len(self) == 1 else k / (len(self) - 1)
+
+
+def timetable(when: When, calendar: Calendar) -> Timetable:
+    """Work out all firings.
+
+    >>> when = When(start="0ep", stop="4ep", every="2ep")
+    >>> timetable(when, Calendar(epochs=10, steps=5)).instants
+    ((0, 0), (2, 0))
+
+    Raises:
+        BindError: it never fires within this training, or needs steps per epoch.
+    """
+    if when.at_end:
+        return Timetable((), at_end=True)
+    if isinstance(when.at, Time):
+        points: Sequence[int] = [calendar.minibatch(when.at)]
+        if points[0] == calendar.total and calendar.epochs == 0:
+            raise BindError(
+                f"when {when} never fires: there is no training (0 epochs); write {{at: end}}."
+            )
+    else:
+        start = calendar.minibatch(when.start) if when.start else 0
+        stop = calendar.minibatch(when.stop) if when.stop else calendar.total
+        every = when.every or Time(Fraction(1), "ep")
+        if every.unit == "ep" and every.value.denominator != 1 and calendar.steps is None:
+            raise BindError(f"every: {every} needs steps_per_epoch; give whole epochs instead.")
+        step = max(1, calendar.minibatch(every))
+        points = range(start, min(stop, calendar.total), step)
+    points = [p for p in points if p < calendar.total]
+    if not points:
+        raise BindError(
+            f"when {when} never fires in {calendar.epochs} epoch(s)"
+            + (f" of {calendar.steps} mini-batches" if calendar.steps else "")
+            + "; epochs count from 0, 'stop' is exclusive, and 'at: end' is after training."
+        )
+    return Timetable(tuple(calendar.instant(p) for p in points))
