@@ -1,10 +1,11 @@
 """Selectors: how a recipe names tensors of a model.
 
-Exact name · glob (`*` stops at a dot, `**` does not) · `re:` (full match) · `type:Class` · a list is
-a union · `!x` subtracts. A name that is a module means its `weight`.
+Exact name · glob (`*` stops at a dot, `**` does not) · `re:` (full match) · `type:Class` · a list
+is a union · `!x` subtracts. A name that is a module means its `weight`.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -57,8 +58,13 @@ def _matches(
 ) -> set[str]:
     if pattern.startswith("type:"):
         wanted = pattern[5:]
-        modules = {m for m, classes in types.items() if wanted in classes}
-        found = {t for t in tensors if t in {f"{m}.weight" if m else "weight" for m in modules}}
+        modules = [m for m, classes in types.items() if wanted in classes]
+        found = {f"{m}.weight" if m else "weight" for m in modules} & set(tensors)
+        if modules and not found:
+            raise BindError(
+                f"'{pattern}' matches no {what} in {model}: '{modules[0]}' has no weight of its "
+                "own. Name the tensors, for example with a glob."
+            )
         if not found:
             known = sorted({c for classes in types.values() for c in classes[:1]})
             raise BindError(f"'{pattern}' matches no {what} in {model}.{nearest(wanted, known)}")
@@ -80,8 +86,10 @@ def compile_pattern(pattern: str) -> "re.Pattern[str]":
     """
     if pattern.startswith("re:"):
         try:
-            return re.compile(pattern[3:])
-        except re.error as e:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "possible nested set": [[] is fine here
+                return re.compile(pattern[3:])
+        except (re.error, OverflowError, RecursionError) as e:
             raise BindError(f"'{pattern}' is not a regular expression: {e}.") from None
     out, i = "", 0
     while i < len(pattern):

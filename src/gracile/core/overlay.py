@@ -22,9 +22,9 @@ ORDER = ("mask", "share", "quantize")  # a quantizer sees the masked weight
 class Overlays:
     """The overlays of one model. `attach` once; `set` and `remove` at any time between forwards."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, layers: dict[str, dict[str, Laid]] | None = None):
         self.model = model
-        self._layers: dict[str, dict[str, Laid]] = {}
+        self._layers: dict[str, dict[str, Laid]] = layers if layers is not None else {}
         self._laid: list[tuple[dict[str, Any], str]] = []
         self._depth = 0
         self._hooks = [
@@ -64,11 +64,16 @@ class Overlays:
                 break
         return value
 
-    def detach(self) -> None:
-        """Remove the hooks; the model is as it was before."""
+    def pause(self) -> dict[str, dict[str, Laid]]:
+        """Remove the hooks and hand the layers over, for `Overlays(model, layers)` later."""
         for hook in self._hooks:
             hook.remove()
-        self._layers.clear()
+        return self._layers
+
+    def detach(self) -> None:
+        """Remove the hooks and forget the layers; the model is as it was before."""
+        self.pause()
+        self._layers = {}
 
     # One value per parameter object: tied names share it, so gradients add up as they should.
     def _lay(self, _model: nn.Module, _args: Any) -> None:

@@ -34,7 +34,7 @@ class Member(BaseModel):
     def _indices(self) -> Self:
         if list(self.keep) != sorted(set(self.keep)):
             raise ValueError(f"{self.at}: 'keep' must be increasing and without doubles")
-        if self.keep and not (0 <= self.keep[0] and self.keep[-1] < self.of):
+        if self.keep and (self.keep[0] < 0 or self.keep[-1] >= self.of):
             raise ValueError(f"{self.at}: 'keep' must lie in 0..{self.of - 1}")
         if not self.keep:
             raise ValueError(f"{self.at}: at least one index must be kept")
@@ -61,7 +61,7 @@ class Remove(_Edit):
 
 
 class Add(_Edit):
-    """Inverse of `remove`: `of` is the width after adding, `keep` the indices that existed before."""
+    """Inverse of `remove`: `of` is the width after adding, `keep` the indices there before."""
 
     kind: Literal["add"] = "add"
     group: tuple[Member, ...] = Field(min_length=1)
@@ -166,12 +166,12 @@ class Bits(_Edit):
     @property
     def qmin(self) -> int:
         """Smallest integer on the grid."""
-        return -(2 ** (self.bits - 1)) + self.narrow if self.signed else 0
+        return -(1 << (self.bits - 1)) + int(self.narrow) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer on the grid."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
 
 Edit = Annotated[
@@ -238,14 +238,14 @@ class Plan(BaseModel):
             UserError: no such file, no JSON, or a field that breaks the schema.
         """
         try:
-            return cls.model_validate(json.loads(Path(path).read_text()))
+            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as e:
             raise UserError(f"{path}: cannot read the plan: {e.strerror}.") from None
         except ValidationError as e:
             first = e.errors()[0]
             place = ".".join(str(p) for p in first["loc"])
             raise UserError(f"{path}: not a valid plan at '{place}': {first['msg']}.") from None
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path}: not a JSON file: {e}.") from None
 
     def to_original(self) -> dict[tuple[str, int], list[int]]:
@@ -259,8 +259,8 @@ class Plan(BaseModel):
                 before = maps.get((m.at, m.dim), list(range(m.of)))
                 if len(before) != m.of:
                     raise UserError(
-                        f"plan edit {edit.id}: '{m.at}' has {len(before)} indices along dim {m.dim}, "
-                        f"the edit was made for {m.of}."
+                        f"plan edit {edit.id}: '{m.at}' has {len(before)} indices along dim "
+                        f"{m.dim}, the edit was made for {m.of}."
                     )
                 maps[m.at, m.dim] = [before[i] for i in m.keep]
         return maps

@@ -64,6 +64,8 @@ class Record:
         Raises:
             UserError: an unknown or missing field.
         """
+        if not isinstance(data, dict):
+            raise UserError(f"not a Record: it must be an object of fields, got {data!r}.")
         values = {k: v for k, v in data.items() if k != "id"}
         for key in ("shape", "ci95"):
             if isinstance(values.get(key), list):
@@ -82,7 +84,7 @@ class Record:
 
 
 class RecordLog:
-    """`records.jsonl`: one Record a line; the last line with an id wins; a torn last line is ignored."""
+    """`records.jsonl`: one Record a line; the last with an id wins; a torn last line is ignored."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -119,7 +121,7 @@ def find(records: Iterable[Record], metric: str, **facts: Any) -> list[Record]:
 def _read(path: Path) -> list[Record]:
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     out = []
     for number, line in enumerate(lines, 1):
         try:
@@ -128,5 +130,8 @@ def _read(path: Path) -> list[Record]:
             if number == len(lines):
                 continue  # torn by a crash; the writer will measure it again
             raise UserError(f"{path}:{number}: not a Record (broken JSON).") from None
-        out.append(Record.from_dict(data))
+        try:
+            out.append(Record.from_dict(data))
+        except UserError as e:
+            raise UserError(f"{path}:{number}: {e}") from None
     return out

@@ -1,14 +1,16 @@
 """When a method fires: times with units, and the timetable they make for a given training length.
 
-Times are `2ep` (epochs), `50it` (optimizer steps), `100mb` (mini-batches) or `end` (after training).
-An epoch time means the moment before that epoch's first batch. No torch here: a recipe is checked
-without it.
+Times are `2ep` (epochs), `50it` (optimizer steps), `100mb` (mini-batches) or `end` (after
+training). An epoch time means the moment before that epoch's first batch. No torch here: a recipe
+is checked without it.
 """
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count, takewhile
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, model_validator
@@ -43,17 +45,26 @@ class Time:
         if isinstance(text, str) and (m := _TIME.fullmatch(text.strip())):
             value = Fraction(m[1])
             if m[2] != "ep" and value.denominator != 1:
-                raise ValueError(f"'{text}': steps and mini-batches are whole numbers")
+                raise ValueError(
+                    f"steps and mini-batches are whole numbers, got '{text}'; write 50it or 100mb"
+                )
             return cls(value, m[2])
         if isinstance(text, str) and _NEGATIVE.fullmatch(text.strip()):
-            raise ValueError(f"a time must not be negative, got '{text}'")
+            raise ValueError(
+                f"a time must not be negative, got '{text}'; 0ep is the start of training"
+            )
         raise ValueError(
-            f"a time needs a number and a unit (ep, it or mb), got {text!r}; write 2ep, 50it or 100mb"
+            f"a time needs a number and a unit (ep, it or mb), got {text!r}; "
+            "write 2ep, 50it or 100mb"
         )
 
     def __str__(self) -> str:
-        v = int(self.value) if self.value.denominator == 1 else float(self.value)
-        return f"{v}{self.unit}"
+        whole, rest = divmod(self.value, 1)
+        digits = ""
+        while rest and len(digits) < self.value.denominator.bit_length():
+            digit, rest = divmod(rest * 10, 1)  # ends by itself for a time read from decimals
+            digits += str(digit)
+        return f"{whole}{'.' if digits else ''}{digits}{self.unit}"
 
 
 def _time_schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
@@ -106,7 +117,8 @@ class When(BaseModel):
             and self.stop.value <= self.start.value
         ):
             raise ValueError(
-                f"never fires: stop ({self.stop}) must be after start ({self.start}), it is exclusive"
+                f"never fires: stop ({self.stop}) must be after start ({self.start}), "
+                "it is exclusive"
             )
         return self
 
@@ -132,16 +144,39 @@ class Calendar:
     steps: int | None = None
     accumulate: int = 1
 
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("epochs", self.epochs, 0),
+            ("steps per epoch", 1 if self.steps is None else self.steps, 1),
+            ("accumulate", self.accumulate, 1),
+        ):
+            if value < low:
+                raise BindError(f"{name} must be at least {low}, got {value}.")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per epoch; the last one may be made of fewer mini-batches."""
+        return -(-(self.steps or 1) // self.accumulate)
+
     def minibatch(self, time: Time) -> int:
-        """The time as a count of mini-batches from the start (of epochs, if steps is None)."""
+        """The time as a count of mini-batches from the start (of epochs, if steps is None).
+
+        Raises:
+            BindError: it is not a whole epoch, and the mini-batches per epoch are not known.
+        """
+        if self.steps is None and (time.unit != "ep" or time.value.denominator != 1):
+            raise BindError(
+                f"the time {time} needs the number of mini-batches per epoch: pass "
+                "steps_per_epoch, or give the time in whole epochs (ep)."
+            )
         if time.unit == "ep":
             return int(time.value * (self.steps or 1))
-        if self.steps is None:
-            raise BindError(
-                f"the time {time} needs the number of mini-batches per epoch: pass steps_per_epoch, "
-                "or give the time in epochs (ep)."
-            )
-        return int(time.value) * (self.accumulate if time.unit == "it" else 1)
+        return self.of_update(int(time.value)) if time.unit == "it" else int(time.value)
+
+    def of_update(self, update: int) -> int:
+        """The mini-batch an optimizer step begins with, both counted from the start."""
+        epoch, rest = divmod(update, self.updates)
+        return epoch * (self.steps or 1) + rest * self.accumulate
 
     @property
     def total(self) -> int:
@@ -165,10 +200,8 @@ class Timetable:
 
     def index(self, instant: Instant) -> int | None:
         """Which firing this instant is (0-based), or None."""
-        try:
-            return self.instants.index(instant)
-        except ValueError:
-            return None
+        i = bisect_left(self.instants, instant)
+        return i if i < len(self.instants) and self.instants[i] == instant else None
 
     def progress(self, k: int) -> float:
         """k/(n-1) for the k-th of n firings; 1 if there is only one."""
@@ -187,20 +220,18 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
     """
     if when.at_end:
         return Timetable((), at_end=True)
+    if calendar.epochs == 0:
+        raise BindError(
+            f"when {when} never fires: there is no training (0 epochs); write {{at: end}}."
+        )
     if isinstance(when.at, Time):
-        points: Sequence[int] = [calendar.minibatch(when.at)]
-        if points[0] == calendar.total and calendar.epochs == 0:
-            raise BindError(
-                f"when {when} never fires: there is no training (0 epochs); write {{at: end}}."
-            )
+        points = [calendar.minibatch(when.at)]
     else:
         start = calendar.minibatch(when.start) if when.start else 0
         stop = calendar.minibatch(when.stop) if when.stop else calendar.total
         every = when.every or Time(Fraction(1), "ep")
-        if every.unit == "ep" and every.value.denominator != 1 and calendar.steps is None:
-            raise BindError(f"every: {every} needs steps_per_epoch; give whole epochs instead.")
-        step = max(1, calendar.minibatch(every))
-        points = range(start, min(stop, calendar.total), step)
+        stop = min(stop, calendar.total)
+        points = list(takewhile(lambda p: p < stop, _firings(when.start, start, every, calendar)))
     points = [p for p in points if p < calendar.total]
     if not points:
         raise BindError(
@@ -209,3 +240,24 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
             + "; epochs count from 0, 'stop' is exclusive, and 'at: end' is after training."
         )
     return Timetable(tuple(calendar.instant(p) for p in points))
+
+
+def _firings(first: Time | None, start: int, every: Time, calendar: Calendar) -> Iterator[int]:
+    """Mini-batches from `start` on, without end; each once.
+
+    Every point is worked out from the start, not from the one before, so that half an epoch of an
+    odd number of mini-batches does not drift away from the epochs.
+    """
+    calendar.minibatch(every)  # refuses what needs the steps per epoch
+    if every.unit == "it":
+        epoch, rest = divmod(start, calendar.steps or 1)
+        update = epoch * calendar.updates + rest // calendar.accumulate
+        yield start
+        yield from map(calendar.of_update, count(update + int(every.value), int(every.value)))
+    elif every.unit == "mb":
+        yield from count(start, int(every.value))
+    else:
+        steps = calendar.steps or 1
+        exact = first.value * steps if first and first.unit == "ep" else Fraction(start)
+        step = max(every.value * steps, Fraction(1))
+        yield from (int(exact + k * step) for k in count())

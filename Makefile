@@ -1,0 +1,41 @@
+# The whole interface. `make demo` and `make test` need nothing but Python 3.11 and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test quick check bench bench-full docs clean
+
+demo: $(STAMP)
+	$(BIN)/gracile demo --out runs/demo $(if $(wildcard runs/demo/compressed/state/run.json),--resume,)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run --tier smoke
+
+bench-full: $(STAMP)
+	$(BIN)/python -m benchmarks.run --tier full
+
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# torch is named so that its pinned build is taken, whatever the index offers.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

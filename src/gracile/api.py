@@ -1,0 +1,197 @@
+"""The public names: few verbs, plain types in, one result out.
+
+    result = gracile.compress(model, "recipe.yaml", train=loader, example=torch.zeros(2, 3, 32, 32))
+    result.plan.save("plan.json")
+    artifact = gracile.export(result, "onnxruntime", "out/", example=x)
+    records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, threads=1)
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gracile import registry
+from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.runtimes.base import load as load_artifact
+from gracile.benchmark.timing import compare
+from gracile.core.plan import Architecture, Plan
+from gracile.core.record import Record
+from gracile.core.result import Result
+from gracile.data.sets import open_data
+from gracile.errors import GracileError, UserError
+from gracile.export import parity
+from gracile.graph.capture import capture
+from gracile.graph.dependency import channel_groups
+from gracile.models.spec import architecture_sha
+from gracile.models.spec import resolve as resolve_model
+from gracile.recipe.load import load as load_recipe
+from gracile.recipe.patch import with_overrides
+from gracile.recipe.schema import Recipe
+from gracile.train.checkpoint import load_model, save_model
+from gracile.train.loop import fit, make_optimizer
+from gracile.train.session import Session
+
+__all__ = [
+    "Artifact",
+    "GracileError",
+    "Plan",
+    "Recipe",
+    "Record",
+    "Result",
+    "Session",
+    "add_arguments",
+    "benchmark",
+    "capture",
+    "channel_groups",
+    "compress",
+    "export",
+    "load_model",
+    "load_recipe",
+    "open_data",
+    "recipe_from",
+    "resolve_model",
+    "save_model",
+]
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe | str | Path,
+    *,
+    example: Tensor,
+    train: Iterable[Any] | None = None,
+    val: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+    profile: str = "portable",
+    progress: bool = False,
+) -> Result:
+    """Compress a model as a recipe says, with your own data loaders.
+
+    Args:
+        model: trained further in place; the result holds the compressed one.
+        recipe: a Recipe or the path of one.
+        example: an input batch of at least 2 samples, on the model's device.
+        train: sized loader of (input, label); needed if the recipe trains.
+        val: loader of (input, label) for the curves.
+        calibration: inputs, or (input, label); default the first batches of `train`.
+        profile: the quantizer profile of the target runtime.
+
+    Returns:
+        Model, Plan, ledger and tensors; save them with `save_model(folder, result)`.
+
+    Raises:
+        RecipeError, BindError, PlanConflict: before any training.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if recipe.train.epochs and train is None:
+        raise UserError(f"the recipe trains {recipe.train.epochs} epochs: pass train=<loader>.")
+    batches = _Repeated(train) if train is not None else None
+    session = Session(
+        model,
+        recipe,
+        make_optimizer(model, recipe.train) if recipe.train.epochs else None,
+        example=example,
+        steps_per_epoch=len(batches) if batches is not None and recipe.train.epochs else None,
+        calibration=calibration if calibration is not None else train,
+        profile=profile,
+        architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
+    )
+    if recipe.train.epochs and batches is not None:
+        fit(session, batches, val=(lambda: val) if val is not None else None, progress=progress)
+    return session.finish()
+
+
+def export(
+    result: Result | nn.Module,
+    runtime: str,
+    path: str | Path,
+    *,
+    example: Tensor,
+    inputs: Tensor | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Write an artifact for a runtime and prove that it computes what the model computes.
+
+    Args:
+        result: what `compress` or `Session.finish` returned, or a plain module.
+        runtime: a registered runtime, see `gracile list runtime`.
+        path: folder for the files.
+        example: an input batch of at least 2 samples.
+        inputs: real inputs for the parity check; default `example`.
+
+    Raises:
+        ParityError: names the first layer that differs.
+    """
+    if isinstance(result, nn.Module):
+        result = Result(result.eval(), Plan(architecture=Architecture(name=type(result).__name__)))
+    name = runtime.split(":")[0]
+    artifact: Artifact = registry.get("exporter", name).obj(
+        result.model, result.plan, result.tensors, example=example, path=Path(path),
+        metadata=dict(metadata or {}),
+    )  # fmt: skip
+    loaded = load_artifact(artifact, **({"module": result.model} if name == "pytorch" else {}))
+    parity.require(
+        parity.check(
+            result.model, loaded, example if inputs is None else inputs, precision=artifact.precision
+        )
+    )
+    return artifact
+
+
+def benchmark(
+    artifacts: Artifact | Sequence[Artifact] | Mapping[str, Artifact],
+    *,
+    threads: int = 1,
+    hint: str = "f32",
+    batch: int = 1,
+    rounds: int = 9,
+) -> list[Record]:
+    """Time artifacts side by side; ratios are to the first.
+
+    Returns:
+        Records: latency_ms of each, speedup of each but the first, throughput, drift.
+    """
+    if isinstance(artifacts, Artifact):
+        artifacts = [artifacts]
+    if not isinstance(artifacts, Mapping):
+        artifacts = {f"{i}:{a.path.name}": a for i, a in enumerate(artifacts)}
+    loaded = {k: load_artifact(a, threads=threads, hint=hint) for k, a in artifacts.items()}
+    return compare(loaded, rounds=rounds, batch=batch)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a training script of your own gracile's options: --recipe, --set, --runtime, --out."""
+    group = parser.add_argument_group("gracile")
+    group.add_argument("--recipe", metavar="FILE", required=True, help="compression recipe (YAML)")
+    group.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value"
+    )
+    group.add_argument("--runtime", metavar="NAME", action="append", default=[])
+    group.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/own"))
+
+
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options of `add_arguments` name, overrides applied."""
+    recipe = load_recipe(args.recipe)
+    return with_overrides(recipe, args.set) if args.set else recipe
+
+
+class _Repeated:
+    """A plain loader as `fit` wants it; its order is the loader's own business."""
+
+    def __init__(self, loader: Iterable[Any]):
+        if not hasattr(loader, "__len__"):
+            raise UserError("train must have a length (a DataLoader or a list of batches).")
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        device = torch.get_default_device()
+        for x, y in self.loader:
+            yield x.to(device) if device.type != "cpu" else x, y

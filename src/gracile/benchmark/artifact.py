@@ -1,0 +1,224 @@
+"""What an export leaves on disk and how to open it again: one file, its units and its facts."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from gracile.core.state import sha256
+from gracile.errors import MissingExtra, UserError
+
+KEY = "gracile"  # prefix of our entries in a file's own metadata
+FORMAT = "1"
+UNIT_MARK = "@"  # an operator's name in a file is "<unit>@<operator><number>"
+RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".safetensors": "pytorch"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the network a runtime computes as one, and whose result can be looked at.
+
+    Attributes:
+        id: name of its output tensor in the artifact = id of a node of the captured graph.
+        layers: names of the torch modules whose parameters it uses.
+    """
+
+    id: str
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model.
+
+    Attributes:
+        path: the file (`.onnx`, `.xml` with its `.bin`, `.safetensors`).
+        runtime: the registered runtime that runs it.
+        sha: hash of the file's content (of all its files).
+        precision: "f32", "int8" (every layer with weights computes in integers) or "mixed".
+        inputs: (name, shape) of each input, with batch 1.
+        units: in the order they run.
+        metadata: what was given at export (recipe_sha, plan_sha, seed, ...).
+        module: the model a "pytorch" artifact belongs to; files of the other runtimes are whole.
+    """
+
+    path: Path
+    runtime: str
+    sha: str
+    precision: str
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    units: tuple[Unit, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    module: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size on disk of all its files."""
+        return sum(p.stat().st_size for p in files(self.path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; without the module."""
+        return {
+            "path": str(self.path),
+            "runtime": self.runtime,
+            "sha": self.sha,
+            "precision": self.precision,
+            "inputs": [[name, list(shape)] for name, shape in self.inputs],
+            "units": [{"id": u.id, "layers": list(u.layers)} for u in self.units],
+            "metadata": dict(self.metadata),
+            "size_bytes": self.size_bytes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Artifact":
+        """Inverse of `to_dict`; the files must still be there."""
+        return cls(
+            path=Path(data["path"]),
+            runtime=data["runtime"],
+            sha=data["sha"],
+            precision=data["precision"],
+            inputs=tuple((name, tuple(shape)) for name, shape in data["inputs"]),
+            units=tuple(Unit(u["id"], tuple(u["layers"])) for u in data["units"]),
+            metadata=dict(data["metadata"]),
+        )
+
+
+def unit_in(name: str, ids: Collection[str]) -> str:
+    """The unit an operator's name speaks of, "" if none: runtimes add to names on both sides."""
+    text = name.partition(UNIT_MARK)[0] if UNIT_MARK in name else name
+    while text and text not in ids:
+        text = text.partition(" ")[2]
+    return text
+
+
+def files(path: Path) -> list[Path]:
+    """The files an artifact consists of."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+def artifact_path(path: str | Path, runtime: str) -> Path:
+    """The file to write: `path` if it has the runtime's ending, else `model.*` in that folder."""
+    path = Path(path)
+    suffix = next(s for s, name in RUNTIMES.items() if name == runtime)
+    if path.suffix == suffix:
+        return path
+    if path.suffix in RUNTIMES:
+        raise UserError(f"{path}: the runtime '{runtime}' reads {suffix}, not {path.suffix}.")
+    return path / f"model{suffix}"
+
+
+def content_sha(path: Path) -> str:
+    """Hash of the content of all files of an artifact."""
+    return sha256("".join(sha256(p.read_bytes()) for p in files(path)))
+
+
+def facts(
+    precision: str,
+    inputs: Sequence[tuple[str, tuple[int, ...]]],
+    units: Sequence[Unit],
+    metadata: Mapping[str, Any],
+) -> dict[str, str]:
+    """What is written into the file itself, as text values."""
+    values = {
+        "format": FORMAT,
+        "precision": precision,
+        "inputs": json.dumps(inputs),
+        "units": json.dumps([asdict(u) for u in units]),
+        "metadata": json.dumps(dict(metadata), sort_keys=True, default=str),
+    }
+    return {f"{KEY}.{name}": value for name, value in values.items()}
+
+
+def open_artifact(path: str | Path, module: Any = None) -> Artifact:
+    """Read an artifact's facts from its file; no runtime is started.
+
+    A file from elsewhere (without our metadata) has no units; its inputs and precision are read
+    from the graph.
+
+    Args:
+        path: the exported file; its ending names the runtime.
+        module: the model, for a `.safetensors` file.
+
+    Raises:
+        UserError: no such file, an ending no runtime here reads, or a damaged file.
+        MissingExtra: reading an `.onnx` file needs the onnx extra.
+    """
+    path = Path(path)
+    if path.suffix not in RUNTIMES:
+        raise UserError(f"{path}: an artifact ends in {', '.join(RUNTIMES)}, not '{path.suffix}'.")
+    missing = [p for p in files(path) if not p.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file.")
+    read = {".onnx": _read_onnx, ".xml": _read_ir, ".safetensors": _read_safetensors}[path.suffix]
+    values, inputs, guess = read(path)
+    units = tuple(
+        Unit(u["id"], tuple(u["layers"])) for u in json.loads(values.get(f"{KEY}.units", "[]"))
+    )
+    stored = json.loads(values.get(f"{KEY}.inputs", "[]"))
+    return Artifact(
+        path=path,
+        runtime=RUNTIMES[path.suffix],
+        sha=content_sha(path),
+        precision=values.get(f"{KEY}.precision", guess),
+        inputs=tuple((name, tuple(shape)) for name, shape in stored) or inputs,
+        units=units,
+        metadata=json.loads(values.get(f"{KEY}.metadata", "{}")),
+        module=module,
+    )
+
+
+Read = tuple[dict[str, str], tuple[tuple[str, tuple[int, ...]], ...], str]
+
+
+def _read_onnx(path: Path) -> Read:
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra("reading an ONNX file", "onnx") from None
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as e:  # protobuf's own error type is not public
+        raise UserError(f"{path}: not an ONNX file: {e}.") from None
+    weights = {i.name for i in model.graph.initializer}
+    inputs = tuple(
+        (i.name, tuple(d.dim_value or 1 for d in i.type.tensor_type.shape.dim))
+        for i in model.graph.input
+        if i.name not in weights
+    )
+    integer = any(n.op_type == "QuantizeLinear" for n in model.graph.node)
+    return {p.key: p.value for p in model.metadata_props}, inputs, "mixed" if integer else "f32"
+
+
+def _read_ir(path: Path) -> Read:
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except ElementTree.ParseError as e:
+        raise UserError(f"{path}: not an OpenVINO IR: {e}.") from None
+    values = {
+        f"{KEY}.{node.tag}": node.get("value", "") for node in root.iterfind(f"rt_info/{KEY}/*")
+    }
+    layers = root.findall("layers/layer")
+    inputs = tuple(
+        (str(layer.get("name")), _shape(layer))
+        for layer in layers
+        if layer.get("type") == "Parameter"
+    )
+    integer = any(layer.get("type") == "FakeQuantize" for layer in layers)
+    return values, inputs, "mixed" if integer else "f32"
+
+
+def _shape(layer: ElementTree.Element) -> tuple[int, ...]:
+    dims = [int(d.text or 1) for d in layer.iterfind("output/port/dim")]
+    return tuple(1 if d < 0 else d for d in dims)
+
+
+def _read_safetensors(path: Path) -> Read:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), (), "f32"
+    except SafetensorError as e:
+        raise UserError(f"{path}: not a safetensors file: {e}.") from None

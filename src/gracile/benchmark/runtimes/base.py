@@ -1,0 +1,179 @@
+"""What every runtime offers: a loaded artifact that runs, shows its inside and can be timed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from gracile import registry
+from gracile.benchmark.artifact import Artifact
+from gracile.errors import UserError
+
+Array = np.ndarray[Any, Any]
+Inputs = Array | Tensor | Sequence[Array | Tensor]
+HINTS = ("f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One step of a runtime's own, optimized program.
+
+    Attributes:
+        unit: id of the unit it works for; "" if it cannot be told.
+        type: the runtime's name for it (`QLinearConv`, `Convolution jit_avx512_I8`).
+        precision: "int8", "f32" or "bf16": the arithmetic it computes in.
+    """
+
+    unit: str
+    type: str
+    precision: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it computes in integers."""
+        return self.precision == "int8"
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution, also a transposed or fused one."""
+        return "conv" in self.type.lower() and "convert" not in self.type.lower()
+
+
+class Loaded(ABC):
+    """An artifact in a runtime, with pinned threads and a stated precision.
+
+    Args:
+        artifact: what to load.
+        threads: computing threads; all of the runtime's pools.
+        hint: "f32" or "bf16": what float layers may compute in. Always set, never the default.
+        batch: batch size that `time` uses; 1 if None.
+        device: "CPU", or what the runtime calls another one.
+
+    Raises:
+        UserError: the artifact belongs to another runtime, or an argument is out of range.
+        MissingExtra: the runtime is not installed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 1,
+        hint: str = "f32",
+        batch: int | None = None,
+        device: str = "CPU",
+    ):
+        if artifact.runtime != self.name:
+            raise UserError(
+                f"{artifact.path} is made for '{artifact.runtime}', not for '{self.name}'."
+            )
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}.")
+        if batch is not None and batch < 1:
+            raise UserError(f"batch must be at least 1, got {batch}.")
+        if hint not in HINTS:
+            raise UserError(f"the precision hint must be one of {', '.join(HINTS)}, got '{hint}'.")
+        self.artifact, self.threads, self.hint = artifact, threads, hint
+        self.batch = batch or 1
+        self.device = f"{self.name}:{device}"
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The runtime's version."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> list[Array]:
+        """The outputs for one batch of any size."""
+
+    @abstractmethod
+    def run_units(
+        self, inputs: Inputs, feed: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The tensor of every unit, in execution order.
+
+        Args:
+            inputs: one batch.
+            feed: unit id -> tensor that the readers of this unit get instead of its own. With all
+                units fed, each unit shows only its own error.
+        """
+
+    @abstractmethod
+    def kernels(self) -> list[Kernel]:
+        """The steps of the runtime's optimized program, read from the runtime."""
+
+    @abstractmethod
+    def _step(self, batch: int) -> Callable[[], Any]:
+        """One inference on prepared inputs of this batch size, for timing."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the artifact on disk."""
+        return self.artifact.size_bytes
+
+    def time(self, n: int, batch: int | None = None) -> list[float]:
+        """Latency in ms of each of `n` inferences, one after the other, on fixed inputs."""
+        step = self._step(batch or self.batch)
+        out = []
+        for _ in range(n):
+            start = perf_counter()
+            step()
+            out.append((perf_counter() - start) * 1e3)
+        return out
+
+
+def load(
+    artifact: Artifact,
+    *,
+    threads: int = 1,
+    hint: str = "f32",
+    batch: int | None = None,
+    device: str = "CPU",
+    **options: Any,
+) -> Loaded:
+    """Load an artifact in the runtime it was made for; see `Loaded` for arguments and errors.
+
+    Args:
+        options: what only one runtime takes: ``module`` for "pytorch".
+    """
+    kind = registry.get("runtime", artifact.runtime).obj
+    loaded: Loaded = kind(
+        artifact, threads=threads, hint=hint, batch=batch, device=device, **options
+    )
+    return loaded
+
+
+def parse_target(text: str) -> tuple[str, str]:
+    """Split ``NAME[:DEVICE]`` as given on the command line; the name must be registered.
+
+    >>> parse_target("openvino:GPU")
+    ('openvino', 'GPU')
+
+    Raises:
+        UserError: no such runtime.
+    """
+    name, _, device = text.partition(":")
+    registry.get("runtime", name)
+    return name, device or "CPU"
+
+
+def arrays(inputs: Inputs) -> list[Array]:
+    """Any form of inputs as contiguous numpy arrays."""
+    many = [inputs] if isinstance(inputs, (np.ndarray, Tensor)) else list(inputs)
+    return [
+        np.asarray(x.detach().cpu().numpy() if isinstance(x, Tensor) else x, order="C")
+        for x in many
+    ]
+
+
+def timing_input(shape: Sequence[int], dtype: Any) -> Array:
+    """Inputs for timing: fixed standard normal floats, zeros for integers (valid as any index)."""
+    if not np.issubdtype(dtype, np.floating):
+        return np.zeros(shape, dtype)
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)

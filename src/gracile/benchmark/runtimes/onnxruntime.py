@@ -1,0 +1,247 @@
+"""ONNX Runtime: runs `.onnx`, on the CPU unless another execution provider is named."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from gracile.benchmark.artifact import Artifact, unit_in
+from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.errors import MissingExtra, UserError
+from gracile.registry import register
+
+MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad",
+         "Identity", "Concat", "Split", "Gather")  # fmt: skip
+ADDED = re.compile(r"(_nchwc|_token_\d+|\.q)+$")  # what the optimizer adds to names
+TYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8, "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+@register("runtime", "onnxruntime", source="https://onnxruntime.ai")
+class OnnxRuntime(Loaded):
+    """ONNX Runtime with all graph optimizations."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 1,
+        hint: str = "f32",
+        batch: int | None = None,
+        device: str = "CPU",
+    ):
+        super().__init__(artifact, threads=threads, hint=hint, batch=batch, device=device)
+        ort = _import()
+        if hint != "f32":
+            raise UserError(
+                f"ONNX Runtime computes float layers in f32; hint '{hint}' is not there."
+            )
+        self._provider = f"{device}ExecutionProvider"
+        known = [p.removesuffix("ExecutionProvider") for p in ort.get_available_providers()]
+        if device not in known:
+            raise UserError(
+                f"ONNX Runtime here has no device '{device}'; it has {', '.join(known)}."
+            )
+        self._session = self._open(str(artifact.path))
+        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        self._inside: Any = None  # session that shows units
+        self._cut: Any = None  # session whose units are fed
+
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+        return str(_import().__version__)
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """The outputs for one batch of any size."""
+        return list(self._session.run(None, self._named(inputs)))
+
+    def run_units(
+        self, inputs: Inputs, feed: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The tensor of every unit, in execution order; see `Loaded`."""
+        ids = [u.id for u in self.artifact.units]
+        named = self._named(inputs)
+        if feed is None:
+            self._inside = self._inside or self._open(_with_units(self.artifact.path, ids))
+            session = self._inside
+        else:
+            if self._cut is None:
+                self._cut = self._open(_cut_at_units(self.artifact.path, ids))
+            session = self._cut
+            known = {i.name for i in session.get_inputs()}
+            named |= {_fed(id): x for id, x in feed.items() if _fed(id) in known}
+        values = session.run(ids, named)
+        return dict(zip(ids, values, strict=True))
+
+    def kernels(self) -> list[Kernel]:
+        """Nodes of the optimized graph that ONNX Runtime writes out."""
+        import onnx
+
+        with TemporaryDirectory() as folder:
+            path = str(Path(folder) / "optimized.onnx")
+            self._open(str(self.artifact.path), optimized=path)
+            graph = onnx.load(path).graph
+        return _kernels(graph, [u.id for u in self.artifact.units])
+
+    def _step(self, batch: int) -> Callable[[], Any]:
+        binding = self._session.io_binding()
+        for i in self._session.get_inputs():
+            shape = [batch, *(d if isinstance(d, int) else 1 for d in i.shape[1:])]
+            binding.bind_cpu_input(i.name, timing_input(shape, TYPES[i.type]))
+        for name in self._outputs:
+            binding.bind_output(name)
+        session = self._session
+        return lambda: session.run_with_iobinding(binding)
+
+    def _named(self, inputs: Inputs) -> dict[str, Array]:
+        values = arrays(inputs)
+        if len(values) != len(self._inputs):
+            raise UserError(f"the model has {len(self._inputs)} inputs, got {len(values)}.")
+        return dict(zip(self._inputs, values, strict=True))
+
+    def _open(self, model: str | bytes, optimized: str | None = None) -> Any:
+        ort = _import()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3  # its warnings are about its own optimizer
+        if _weights_only(self.artifact.path):
+            # Nothing computes in integers: restore the weights once, not at every inference.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if optimized is not None:
+            options.optimized_model_filepath = optimized
+        try:
+            return ort.InferenceSession(model, options, providers=[self._provider])
+        except Exception as e:  # onnxruntime's error types share no public base
+            raise UserError(f"{self.artifact.path}: ONNX Runtime cannot load it: {e}") from e
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("the ONNX Runtime", "onnx") from None
+    return onnxruntime
+
+
+def _weights_only(path: Path) -> bool:
+    import onnx
+
+    ops = {n.op_type for n in onnx.load(path, load_external_data=False).graph.node}
+    return "DequantizeLinear" in ops and "QuantizeLinear" not in ops
+
+
+def _fed(id: str) -> str:
+    return f"{id}.fed"
+
+
+def _with_units(path: Path, ids: list[str]) -> bytes:
+    """The model with the units' tensors as outputs."""
+    import onnx
+
+    model = onnx.load(path)
+    there = {o.name for o in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(id) for id in ids if id not in there
+    )
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _cut_at_units(path: Path, ids: list[str]) -> bytes:
+    """The model cut behind every unit: what reads a unit reads an input of its own instead.
+
+    The input of a quantized unit passes the same Q/DQ pair, so that its readers still compute in
+    integers; a value on the grid is not changed by it.
+    """
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    maker = {o: n for n in graph.node for o in n.output}
+    there = {o.name for o in graph.output}
+    first: list[Any] = []
+    for id in ids:
+        readers = [n for n in graph.node if id in n.input]
+        if readers:
+            kind = types.get(id, onnx.TensorProto.FLOAT)
+            graph.input.append(helper.make_tensor_value_info(_fed(id), kind, None))
+            source = _fed(id)
+            made = maker.get(id)
+            if made is not None and made.op_type == "DequantizeLinear":
+                grid, q, source = made.input[1:], f"{id}.fed.q", f"{id}.fed.dq"
+                first.append(helper.make_node("QuantizeLinear", [_fed(id), *grid], [q]))
+                first.append(helper.make_node("DequantizeLinear", [q, *grid], [source]))
+            for node in readers:
+                for k, name in enumerate(node.input):
+                    if name == id:
+                        node.input[k] = source
+        if id not in there:
+            graph.output.append(helper.make_empty_tensor_value_info(id))
+    nodes = [*first, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _kernels(graph: Any, ids: list[str]) -> list[Kernel]:
+    known = set(ids)
+    integer: dict[str, bool] = {
+        t.name: t.data_type in (2, 3)
+        for t in graph.initializer  # UINT8, INT8
+    }
+    weights = set(integer)
+    steps: list[tuple[Any, str]] = []
+    for node in graph.node:
+        inputs = [i for i in node.input if i and i not in weights]
+        reads = any(integer.get(i, False) for i in inputs)
+        if node.op_type == "QuantizeLinear":
+            precision, made = "int8", True
+        elif node.op_type == "DequantizeLinear":
+            precision, made = "f32", False
+        elif node.op_type.startswith("QLinear"):
+            precision, made = "int8", True
+        elif node.op_type in MOVES:
+            precision, made = ("int8", True) if reads else ("f32", False)
+        else:
+            # A QGemm with an output scale (input 7) gives integers, without one floats.
+            given = len(node.input) > 7 and bool(node.input[7])
+            precision = "int8" if reads else "f32"
+            made = reads and (node.op_type != "QGemm" or given) and "ToFloat" not in node.op_type
+        integer.update(dict.fromkeys(node.output, made))
+        steps.append((node, precision))
+    readers: dict[str, Any] = {}
+    for node, _ in reversed(steps):
+        for name in node.input:
+            readers[name] = node  # the first one, in the end
+    return [
+        Kernel(_unit_of(node, known, readers), node.op_type, precision) for node, precision in steps
+    ]
+
+
+def _unit_of(node: Any, ids: set[str], readers: Mapping[str, Any]) -> str:
+    """The unit that a node's name or output speaks of, or that of the next node that has one."""
+    while node is not None:
+        for name in (node.name, *node.output):
+            if unit := unit_in(ADDED.sub("", name), ids):
+                return unit
+        node = next((readers[o] for o in node.output if o in readers), None)
+    return ""

@@ -1,0 +1,213 @@
+"""OpenVINO: runs IR (`.xml` with `.bin`); threads, streams and float precision always stated."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gracile.benchmark.artifact import Artifact, unit_in
+from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.errors import MissingExtra, UserError
+from gracile.registry import register
+
+KEPT = 4  # compiled models of different input shapes that are kept
+NO_STEP = ("Const", "Input", "Output")
+INTEGER = ("u8", "i8")
+
+
+@register("runtime", "openvino", source="https://docs.openvino.ai")
+class OpenVino(Loaded):
+    """OpenVINO with static shapes: one compiled model for each shape of inputs."""
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 1,
+        hint: str = "f32",
+        batch: int | None = None,
+        device: str = "CPU",
+    ):
+        super().__init__(artifact, threads=threads, hint=hint, batch=batch, device=device)
+        self._device = device
+        core = _core()
+        if device.split(".")[0] not in {d.split(".")[0] for d in core.available_devices}:
+            known = ", ".join(core.available_devices)
+            raise UserError(f"OpenVINO here has no device '{device}'; it has {known}.")
+        self._model = self._read()
+        self._compiled: OrderedDict[Any, Any] = OrderedDict()
+        self._compile("plain", self._shapes(self.batch))
+
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+        import openvino
+
+        return str(openvino.__version__).partition("-")[0]
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """The outputs for one batch of any size."""
+        values = self._checked(inputs)
+        request = self._compile("plain", [v.shape for v in values])
+        results = request.infer(values)
+        return [np.array(results[o]) for o in request.model_outputs]
+
+    def run_units(
+        self, inputs: Inputs, feed: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The tensor of every unit, in execution order; see `Loaded`."""
+        values: Any = dict(enumerate(self._checked(inputs)))
+        shapes = [v.shape for v in values.values()]
+        ids = [u.id for u in self.artifact.units]
+        if feed is None:
+            request = self._compile("units", shapes)
+        else:
+            request = self._compile("cut", shapes)
+            fed = {_fed(id): x for id, x in feed.items()}
+            known = {n for i in request.model_inputs for n in i.get_names()}
+            values |= {name: x for name, x in fed.items() if name in known}
+        results = request.infer(values)
+        return {id: np.array(results[id]) for id in ids}
+
+    def kernels(self) -> list[Kernel]:
+        """Layers of the execution graph that OpenVINO reports."""
+        compiled = self._compile("plain", self._shapes(self.batch)).get_compiled_model()
+        ids = {u.id for u in self.artifact.units}
+        out = []
+        for op in compiled.get_runtime_model().get_ordered_ops():
+            facts = op.get_rt_info()
+            kind, primitive, precision, layers = (
+                facts[k].astype(str)
+                for k in ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
+            )
+            if kind in NO_STEP:
+                continue
+            names = [op.get_friendly_name(), *layers.split(",")]
+            unit = next((u for n in names if (u := unit_in(n, ids))), "")
+            label = "int8" if precision in INTEGER else str(precision)
+            out.append(Kernel(unit, f"{kind} {primitive}", label))
+        return out
+
+    def _step(self, batch: int) -> Callable[[], Any]:
+        import openvino as ov
+
+        request = self._compile("plain", self._shapes(batch))
+        for k, port in enumerate(request.model_inputs):
+            value = timing_input(tuple(port.shape), port.element_type.to_dtype())
+            request.set_input_tensor(k, ov.Tensor(value))
+        return lambda: request.infer()
+
+    def _read(self) -> Any:
+        try:
+            return _core().read_model(str(self.artifact.path))
+        except RuntimeError as e:
+            raise UserError(f"{self.artifact.path}: OpenVINO cannot read it: {e}") from e
+
+    def _shapes(self, batch: int) -> list[Sequence[int]]:
+        shapes: list[Sequence[int]] = []
+        for k, port in enumerate(self._model.inputs):
+            known = self.artifact.inputs[k][1] if k < len(self.artifact.inputs) else ()
+            dims = [d.get_length() if d.is_static else 0 for d in port.partial_shape]
+            rest = [d or (known[j] if j < len(known) else 1) for j, d in enumerate(dims)][1:]
+            shapes.append((batch, *rest))
+        return shapes
+
+    def _checked(self, inputs: Inputs) -> list[Array]:
+        values = arrays(inputs)
+        if len(values) != len(self._model.inputs):
+            raise UserError(f"the model has {len(self._model.inputs)} inputs, got {len(values)}.")
+        return values
+
+    def _compile(self, form: str, shapes: Sequence[Sequence[int]]) -> Any:
+        """An inference request for these shapes; `form` is "plain", "units" or "cut"."""
+        key = (form, tuple(tuple(s) for s in shapes))
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+        model = self._model.clone()
+        ids = [u.id for u in self.artifact.units]
+        try:
+            model.reshape({k: list(s) for k, s in enumerate(shapes)})
+            if form == "units":
+                _show(model, ids)
+            elif form == "cut":
+                model = _cut(model, ids)
+            compiled = _core().compile_model(model, self._device, self._config())
+        except RuntimeError as e:
+            raise UserError(
+                f"{self.artifact.path}: OpenVINO cannot compile it for inputs {key[1]}: {e}"
+            ) from e
+        self._compiled[key] = compiled.create_infer_request()
+        if len(self._compiled) > KEPT:
+            self._compiled.popitem(last=False)
+        return self._compiled[key]
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.hint, "NUM_STREAMS": 1}
+        if self._device.startswith("CPU"):
+            config["INFERENCE_NUM_THREADS"] = self.threads
+        return config
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtra("OpenVINO", "openvino") from None
+    return openvino.Core()
+
+
+def _fed(id: str) -> str:
+    return f"{id}.fed"
+
+
+def _ports(model: Any) -> dict[str, Any]:
+    return {
+        name: port
+        for op in model.get_ordered_ops()
+        if op.get_type_name() != "Result"
+        for port in op.outputs()
+        for name in port.get_names()
+    }
+
+
+def _show(model: Any, ids: list[str]) -> None:
+    """Add the units' tensors to the outputs."""
+    there = {name for port in model.outputs for name in port.get_names()}
+    ports = _ports(model)
+    model.add_outputs([ports[id] for id in ids if id not in there])
+
+
+def _cut(model: Any, ids: list[str]) -> Any:
+    """The model cut behind every unit: what reads a unit reads an input of its own instead.
+
+    The input of a quantized unit passes the same quantization, so that its readers still compute
+    in integers; a value on the grid is not changed by it.
+    """
+    import openvino as ov
+    from openvino import opset13
+
+    _show(model, ids)
+    ports = _ports(model)
+    added = []
+    for id in ids:
+        port = ports[id]
+        readers = [i for i in port.get_target_inputs() if i.get_node().get_type_name() != "Result"]
+        if not readers:
+            continue
+        fed = opset13.parameter(port.get_partial_shape(), port.get_element_type())
+        fed.output(0).set_names({_fed(id)})
+        added.append(fed)
+        node, source = port.get_node(), fed.output(0)
+        if node.get_type_name() == "FakeQuantize":
+            ranges = [i.get_source_output() for i in node.inputs()[1:]]
+            levels = node.get_attributes()["levels"]
+            source = opset13.fake_quantize(fed, *ranges, levels).output(0)
+        for reader in readers:
+            reader.replace_source_output(source)
+    return ov.Model(model.get_results(), [*model.get_parameters(), *added], "cut")

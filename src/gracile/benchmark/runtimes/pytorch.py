@@ -1,0 +1,190 @@
+"""PyTorch itself as a runtime: the baseline everyone knows, and the reference of parity checks."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from gracile.benchmark.artifact import Artifact, Unit
+from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.errors import UserError
+from gracile.graph.capture import capture
+from gracile.graph.graph import Graph
+from gracile.graph.instrument import SUFFIX
+from gracile.registry import register
+
+
+@register("runtime", "pytorch", source="https://pytorch.org, eager mode")
+class PyTorch(Loaded):
+    """Eager PyTorch. A quantized model is simulated in floats here, so it is not faster.
+
+    Args:
+        module: the model the artifact's weights belong to; it is copied.
+    """
+
+    name = "pytorch"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 1,
+        hint: str = "f32",
+        batch: int | None = None,
+        device: str = "CPU",
+        module: nn.Module | None = None,
+    ):
+        super().__init__(artifact, threads=threads, hint=hint, batch=batch, device=device)
+        module = module if module is not None else artifact.module
+        if module is None:
+            raise UserError(
+                f"{artifact.path} holds weights only: give the model they belong to (module=...)."
+            )
+        try:
+            self._device = torch.device(device.lower())
+            self.module = copy.deepcopy(module).to(self._device).eval()
+        except (RuntimeError, AssertionError) as e:
+            raise UserError(f"PyTorch here cannot use device '{device}': {e}") from None
+        self._load_weights()
+        self._captured: Graph | None = None
+
+    @property
+    def version(self) -> str:
+        """PyTorch's version."""
+        return str(torch.__version__)
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """The outputs for one batch of any size."""
+        with self._pinned():
+            out = self.module(*self._tensors(inputs))
+        return [x.float().cpu().numpy() for x in flat(out)]
+
+    def run_units(
+        self, inputs: Inputs, feed: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The tensor of every unit, in execution order; see `Loaded`."""
+        tensors = self._tensors(inputs)
+        graph = self._graph()
+        if graph.module is None:
+            raise UserError(f"the model cannot be looked into: {graph.reason}")
+        with self._pinned():
+            return unit_values(graph.module, self.artifact.units, tensors, feed)
+
+    def kernels(self) -> list[Kernel]:
+        """The operators of the captured graph; eager mode runs each as it stands."""
+        ends = {u.id for u in self.artifact.units}
+        graph = self._graph()
+        out: list[Kernel] = []
+        waiting: list[str] = []
+        for node in graph:
+            if node.op in ("input", "output", "param"):
+                continue
+            waiting.append(node.op)
+            if node.id in ends:
+                out += [Kernel(node.id, op, self.hint) for op in waiting]
+                waiting = []
+        return out + [Kernel("", op, self.hint) for op in waiting]
+
+    def _step(self, batch: int) -> Callable[[], Any]:
+        values = [timing_input((batch, *shape[1:]), np.float32) for _, shape in self._shapes()]
+        tensors = self._tensors(values)
+
+        def step() -> None:
+            with self._pinned():
+                self.module(*tensors)
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+
+        return step
+
+    def _shapes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        if not self.artifact.inputs:
+            raise UserError(f"{self.artifact.path} does not say what its inputs are.")
+        return self.artifact.inputs
+
+    def _graph(self) -> Graph:
+        if self._captured is None:
+            example = tuple(
+                torch.zeros((2, *s[1:]), device=self._device) for _, s in self._shapes()
+            )
+            self._captured = capture(self.module, example)
+        return self._captured
+
+    def _load_weights(self) -> None:
+        from safetensors.torch import load_file
+
+        state = load_file(self.artifact.path)
+        mine = self.module.state_dict()
+        wrong = [k for k in mine if k not in state or state[k].shape != mine[k].shape]
+        wrong += [k for k in state if k not in mine]
+        if wrong:
+            raise UserError(
+                f"{self.artifact.path} does not fit {type(self.module).__name__}: '{wrong[0]}' is "
+                f"missing or has another shape ({len(wrong)} such tensors)."
+            )
+        self.module.load_state_dict(state)
+
+    def _tensors(self, inputs: Inputs) -> list[Tensor]:
+        return [torch.from_numpy(x).to(self._device) for x in arrays(inputs)]
+
+    @contextmanager
+    def _pinned(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        low = torch.autocast(self._device.type, torch.bfloat16, enabled=self.hint == "bf16")
+        try:
+            with torch.inference_mode(), low:
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def unit_values(
+    module: fx.GraphModule,
+    units: Sequence[Unit],
+    inputs: Sequence[Tensor],
+    feed: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """The tensor of every unit when a captured graph runs; behind its quantizer if it has one.
+
+    Args:
+        module: a captured graph, in eval mode.
+        units: whose tensors are wanted.
+        inputs: one batch.
+        feed: unit id -> tensor that its readers get instead.
+    """
+    there = {str(node.meta["id"]) for node in module.graph.nodes}
+    wanted = {u.id + SUFFIX if u.id + SUFFIX in there else u.id: u.id for u in units}
+    reader = _Reader(module, wanted, feed or {})
+    with torch.no_grad():
+        reader.run(*inputs)
+    return {u.id: reader.found[u.id] for u in units}
+
+
+class _Reader(fx.Interpreter):
+    def __init__(
+        self, module: fx.GraphModule, wanted: Mapping[str, str], feed: Mapping[str, Array]
+    ):
+        super().__init__(module)
+        self.wanted, self.feed = wanted, feed
+        self.found: dict[str, Array] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; keep its result (a copy: layers may work in place) or replace it."""
+        out = super().run_node(n)
+        unit = self.wanted.get(str(n.meta["id"]))
+        if unit is not None:
+            self.found[unit] = out.detach().float().cpu().numpy().copy()
+            if unit in self.feed:
+                out = torch.from_numpy(self.feed[unit].copy()).to(out.device, out.dtype)
+        return out
+
+
+def flat(output: Any) -> list[Tensor]:
+    """The tensors in a model's output, in the order an exporter writes them."""
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [x for x in leaves if isinstance(x, Tensor)]

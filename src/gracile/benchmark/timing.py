@@ -1,0 +1,233 @@
+"""Measure latencies side by side: interleaved rounds, medians, confidence intervals, disturbance.
+
+Rounds go A B A B ..., so that whatever slows the machine down slows all variants down alike. The
+latency of a variant is the median of its rounds' medians.
+"""
+
+import os
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gracile.benchmark.runtimes.base import Loaded
+from gracile.core.record import Record
+from gracile.errors import UserError
+
+MIN_ROUNDS = 5
+RESAMPLES = 2000
+DRIFT = 0.10  # relative change between the first and the last rounds that is reported
+MAX_RUNS = 2000
+
+
+@dataclass
+class Timings:
+    """All times of one variant.
+
+    Attributes:
+        rounds: ms of every inference, one list a round.
+        load: load average after each round.
+        switches: involuntary context switches of the process during each round.
+    """
+
+    rounds: list[list[float]] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    switches: list[int] = field(default_factory=list)
+
+    @property
+    def medians(self) -> np.ndarray[Any, Any]:
+        """Median of each round, ms."""
+        return np.array([np.median(r) for r in self.rounds])
+
+
+def compare(
+    loaded: Mapping[str, Loaded],
+    *,
+    rounds: int = 7,
+    batch: int | None = None,
+    warmup: int = 5,
+    min_round_ms: float = 50.0,
+    seed: int = 0,
+) -> list[Record]:
+    """Time several artifacts side by side.
+
+    Args:
+        loaded: name -> loaded artifact; the first is the baseline of the speed-ups. All must have
+            the same precision hint and number of threads.
+        rounds: interleaved rounds, at least 5.
+        batch: batch size; None for each artifact's own.
+        warmup: inferences of each before the first round, not counted.
+        min_round_ms: a round repeats the inference until it takes at least this long.
+        seed: of the bootstrap.
+
+    Returns:
+        For each name the Records `latency_ms` (median of the rounds' medians; n, p95 and iqr over
+        all inferences, ci95 of the median), `throughput` (images/s), `drift` (1 if the last rounds
+        differ by more than 10 % from the first, else 0) and `involuntary_switches`; for each but
+        the first `speedup`, how many times faster than the first it is, with the 95 % bootstrap
+        interval of the ratio. ``subject["model"]`` is the name.
+
+    Raises:
+        UserError: fewer than 5 rounds, nothing to time, or settings that differ.
+    """
+    _check(loaded, rounds, warmup, min_round_ms)
+    sizes = {name: batch or item.batch for name, item in loaded.items()}
+    timings = measure(loaded, sizes, rounds=rounds, warmup=warmup, min_round_ms=min_round_ms)
+    base = next(iter(loaded))
+    records: list[Record] = []
+    for name, item in loaded.items():
+        facts = _facts(item, name, sizes[name], seed)
+        records += _records(timings[name], facts, sizes[name], seed)
+        if name != base:
+            pair = {**facts, "subject": {**facts["subject"], "baseline": base}}
+            records.append(_speedup(timings[base], timings[name], pair, seed))
+    return records
+
+
+def measure(
+    loaded: Mapping[str, Loaded],
+    sizes: Mapping[str, int],
+    *,
+    rounds: int,
+    warmup: int,
+    min_round_ms: float,
+) -> dict[str, Timings]:
+    """The raw times of interleaved rounds; see `compare`."""
+    runs: dict[str, int] = {}
+    for name, item in loaded.items():
+        item.time(max(1, warmup), sizes[name])
+        probe = float(np.median(item.time(3, sizes[name])))
+        runs[name] = int(np.clip(np.ceil(min_round_ms / max(probe, 1e-4)), 3, MAX_RUNS))
+    out = {name: Timings() for name in loaded}
+    for _ in range(rounds):
+        for name, item in loaded.items():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            out[name].rounds.append(item.time(runs[name], sizes[name]))
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            out[name].switches.append(after - before)
+            out[name].load.append(os.getloadavg()[0])
+    return out
+
+
+def ratio_interval(
+    base: np.ndarray[Any, Any], other: np.ndarray[Any, Any], seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of median(base) / median(other).
+
+    Rounds are drawn in pairs, as they were measured: a slow moment of the machine is in both.
+
+    Args:
+        base, other: one median a round, ms; same length.
+        seed: of the resampling.
+
+    >>> ratio_interval(np.full(7, 2.0), np.full(7, 1.0))
+    (2.0, 2.0)
+    """
+    draw = np.random.default_rng(seed).integers(0, len(base), (RESAMPLES, len(base)))
+    ratios = np.median(base[draw], axis=1) / np.median(other[draw], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def median_interval(rounds: np.ndarray[Any, Any], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median of the rounds' medians."""
+    draw = np.random.default_rng(seed).integers(0, len(rounds), (RESAMPLES, len(rounds)))
+    low, high = np.quantile(np.median(rounds[draw], axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def drifted(medians: np.ndarray[Any, Any]) -> bool:
+    """Whether the last third of the rounds differs from the first by more than 10 %."""
+    third = max(1, len(medians) // 3)
+    first, last = np.median(medians[:third]), np.median(medians[-third:])
+    return bool(abs(last / first - 1) > DRIFT)
+
+
+def _check(loaded: Mapping[str, Loaded], rounds: int, warmup: int, min_round_ms: float) -> None:
+    if not loaded:
+        raise UserError("there is nothing to time.")
+    if rounds < MIN_ROUNDS:
+        raise UserError(f"rounds must be at least {MIN_ROUNDS} to give an interval, got {rounds}.")
+    if warmup < 0 or min_round_ms <= 0:
+        raise UserError(
+            f"warmup must be >= 0 and min_round_ms > 0, got {warmup} and {min_round_ms}."
+        )
+    for what in ("hint", "threads"):
+        values = {name: getattr(item, what) for name, item in loaded.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise UserError(f"a fair comparison needs the same {what} for all ({shown}).")
+
+
+def _facts(item: Loaded, name: str, batch: int, seed: int) -> dict[str, Any]:
+    shapes = item.artifact.inputs
+    return {
+        "seed": seed,
+        "subject": {"model": name, "artifact_sha": item.artifact.sha},
+        "runtime": item.name,
+        "runtime_version": item.version,
+        "precision_hint": item.hint,
+        "threads": item.threads,
+        "batch": batch,
+        "shape": (batch, *shapes[0][1][1:]) if shapes else None,
+        "device": item.device,
+        "versions": {"cpu": cpu_name(), item.name: item.version},
+    }
+
+
+def _records(t: Timings, facts: dict[str, Any], batch: int, seed: int) -> list[Record]:
+    every = np.concatenate([np.asarray(r) for r in t.rounds])
+    low, high = np.quantile(every, [0.25, 0.75])
+    latency, interval = float(np.median(t.medians)), median_interval(t.medians, seed)
+    load = float(np.mean(t.load))
+    common = {**facts, "n": len(every), "load_avg": load}
+    return [
+        Record(
+            "latency_ms",
+            latency,
+            "ms",
+            median=float(np.median(every)),
+            p95=float(np.quantile(every, 0.95)),
+            iqr=float(high - low),
+            ci95=interval,
+            **common,
+        ),
+        Record(
+            "throughput",
+            1e3 * batch / latency,
+            "images/s",
+            ci95=(1e3 * batch / interval[1], 1e3 * batch / interval[0]),
+            **common,
+        ),
+        Record("drift", float(drifted(t.medians)), "flag", **common),
+        Record("involuntary_switches", float(sum(t.switches)), "count", **common),
+    ]
+
+
+def _speedup(base: Timings, other: Timings, facts: dict[str, Any], seed: int) -> Record:
+    ratio = float(np.median(base.medians) / np.median(other.medians))
+    return Record(
+        "speedup",
+        ratio,
+        "ratio",
+        n=len(base.rounds),
+        ci95=ratio_interval(base.medians, other.medians, seed),
+        load_avg=float(np.mean(base.load + other.load)),
+        **facts,
+    )
+
+
+@lru_cache(maxsize=1)
+def cpu_name() -> str:
+    """The processor's name, as the operating system gives it."""
+    try:
+        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = ()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or platform.machine())

@@ -1,0 +1,48 @@
+"""Options that several commands share, each written once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Registered name (see `gracile list model`), file.py:factory, torchvision:NAME, "
+        "timm:NAME or hf:DIR; arguments as NAME?key=value&key=value.",
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt/.pth.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="digits, cifar10, parquet:DIR or imagefolder:DIR.",
+    ),
+]
+RecipeFile = Annotated[Path, typer.Option("--recipe", metavar="FILE", help="The recipe (YAML).")]
+Runtimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME[:DEVICE]",
+        help="Where the model will run: onnxruntime, openvino, pytorch. Repeatable.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs on stderr.")]
+Device = Annotated[str, typer.Option("--device", help="Where it trains: cpu or cuda:i.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the measured runtimes.")]
+Hint = Annotated[
+    str,
+    typer.Option("--hint", help="Precision hint of the runtime, for both sides: f32 or bf16."),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size of the measurement.")]

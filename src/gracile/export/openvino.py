@@ -1,0 +1,65 @@
+"""Write a model as OpenVINO IR (`.xml` and `.bin`), by way of its ONNX form; names are kept."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+
+from gracile.benchmark.artifact import Artifact, artifact_path, content_sha, facts
+from gracile.core.plan import Plan
+from gracile.core.state import write_atomic
+from gracile.errors import MissingExtra, UserError
+from gracile.export.onnx import to_onnx
+from gracile.registry import register
+
+
+@register("exporter", "openvino", source="https://docs.openvino.ai, OpenVINO IR")
+def export_openvino(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    example: Tensor | tuple[Tensor, ...],
+    path: str | Path,
+    metadata: Mapping[str, Any],
+) -> Artifact:
+    """Write `path` (`.xml`, or a folder) and its `.bin`; floats stay f32, never f16.
+
+    Raises:
+        UserError: the model cannot be captured or exported, or OpenVINO refuses it.
+        MissingExtra: openvino or onnx is not installed.
+    """
+    try:
+        import openvino as ov
+    except ImportError:
+        raise MissingExtra("exporting to OpenVINO", "openvino") from None
+    import onnx
+
+    prepared, proto = to_onnx(model, plan, tensors, example)
+    path = artifact_path(path, "openvino")
+    stored = facts(prepared.precision, prepared.inputs, prepared.units, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.{os.getpid()}.") as folder:
+        source, target = Path(folder) / "model.onnx", Path(folder) / path.name
+        onnx.save(proto, source)
+        try:
+            converted = ov.convert_model(source)
+        except RuntimeError as e:
+            raise UserError(f"OpenVINO cannot convert the model: {e}") from e
+        for key, value in stored.items():
+            converted.set_rt_info(value, key.split("."))
+        ov.save_model(converted, target, compress_to_fp16=False)
+        # The graph names its weights' file by its own name only: weights first, then the graph.
+        for suffix in (".bin", ".xml"):
+            write_atomic(path.with_suffix(suffix), target.with_suffix(suffix).read_bytes())
+    return Artifact(
+        path=path,
+        runtime="openvino",
+        sha=content_sha(path),
+        precision=prepared.precision,
+        inputs=prepared.inputs,
+        units=prepared.units,
+        metadata=dict(metadata),
+    )

@@ -1,0 +1,310 @@
+"""Does the artifact compute what the PyTorch model computes? If not: which unit is the first.
+
+Outputs are compared on real inputs. Then every unit is compared alone: the artifact is cut behind
+each unit and fed PyTorch's tensors there, so that a unit shows only its own error and rounding
+differences of earlier layers neither add up nor hide a fault.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gracile.benchmark.runtimes.base import Array, Loaded
+from gracile.benchmark.runtimes.pytorch import flat, unit_values
+from gracile.errors import ParityError
+from gracile.export.prepare import ActivationGrid, activation_grids
+from gracile.graph.capture import capture
+from gracile.graph.instrument import SUFFIX
+
+FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 6e-2}
+LEVELS = 1.01  # a unit fed the same integers may round a tie the other way, no more
+SHARE_OFF = 1e-3  # ... and this share of its elements may be off by one level more
+MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "int8": 0.99}
+REASON = {
+    "f32": (
+        "float sums taken in another order differ by about 1e-6 of the largest value; 1e-3 leaves "
+        "room for fused kernels and still shows a single wrong filter"
+    ),
+    "bf16": "bfloat16 keeps 8 significant bits, so each layer may differ by a few parts in 256",
+    "int8": (
+        "fed the same integers, a runtime may round a value that lies half-way to the other of two "
+        "levels, so a unit may be off by 1 level; over many layers such differences reach the "
+        "output, whose direction (cosine) must stay"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UnitDifference:
+    """How far one unit is off when it is fed the right inputs.
+
+    Attributes:
+        id: the unit.
+        layers: torch modules it consists of.
+        relative: largest difference / largest value.
+        lsb: largest difference in levels of its own grid; None for a float unit.
+        share: share of elements off by more than a tie.
+        bad: whether that is more than rounding can explain.
+    """
+
+    id: str
+    layers: tuple[str, ...]
+    relative: float
+    lsb: float | None
+    share: float
+    bad: bool
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The comparison of an artifact with its model.
+
+    Attributes:
+        precision: which tolerance holds: "f32", "bf16", "int8" or "mixed".
+        max_abs: largest difference of any output.
+        max_lsb: largest difference of any quantized unit in levels; None without any.
+        cosine: smallest cosine between a sample's outputs in the artifact and in PyTorch.
+        agreement: share of samples with the same largest output (top-1).
+        first_bad: id of the first unit, in execution order, that is off; None if none is.
+        layers: torch modules of `first_bad`.
+        worst: id of the unit that is off most; None if the artifact shows no units.
+        tolerance: the relative difference allowed for float tensors, the cosine, and the levels.
+        reason: why that much is allowed.
+        ok: whether outputs and all units are within tolerance.
+        problems: what is not, in words.
+        units: every unit's difference, in execution order.
+    """
+
+    precision: str
+    max_abs: float
+    max_lsb: float | None
+    cosine: float
+    agreement: float
+    first_bad: str | None
+    layers: tuple[str, ...]
+    worst: str | None
+    tolerance: dict[str, float]
+    reason: str
+    ok: bool
+    problems: tuple[str, ...]
+    units: tuple[UnitDifference, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        out = asdict(self)
+        out["layers"], out["problems"] = list(self.layers), list(self.problems)
+        out["units"] = [{**u, "layers": list(u["layers"])} for u in out["units"]]
+        return out
+
+
+def check(
+    model: nn.Module,
+    loaded: Loaded,
+    inputs: Tensor | tuple[Tensor, ...],
+    *,
+    precision: str | None = None,
+) -> ParityReport:
+    """Compare a loaded artifact with the model it was exported from.
+
+    Args:
+        model: the compressed model; quantizers simulate the integers.
+        loaded: the artifact in its runtime.
+        inputs: real inputs, one batch of at least a few samples.
+        precision: of the artifact; its own if None.
+
+    Returns:
+        The report; use `require` to raise if it is not in order.
+    """
+    batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    batch = tuple(x.detach().cpu() for x in batch)
+    kind = _kind(precision or loaded.artifact.precision, loaded.hint)
+    with _on_cpu(model) as reference:
+        expected = _outputs(reference, batch)
+        got = [np.asarray(x, np.float32) for x in loaded.run(batch)]
+        problems = _shape_problems(expected, got)
+        units: list[UnitDifference] = []
+        pairs: list[tuple[Array, Array]] = []
+        if not problems:
+            pairs = list(zip(expected, got, strict=True))
+            problems = _output_problems(pairs, kind)
+            units = compare_units(reference, loaded, batch, kind)
+    bad = next((u for u in units if u.bad), None)
+    if bad is not None:
+        problems.append(_unit_problem(bad))
+    levels = [u.lsb for u in units if u.lsb is not None]
+    infinite = float("inf") if not pairs else 0.0
+    return ParityReport(
+        precision=kind,
+        max_abs=max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=infinite),
+        max_lsb=max(levels) if levels else None,
+        cosine=min((_cosine(a, b) for a, b in pairs), default=0.0),
+        agreement=_agreement(*pairs[0]) if pairs else 0.0,
+        first_bad=bad.id if bad else None,
+        layers=bad.layers if bad else (),
+        worst=max(units, key=lambda u: (u.bad, u.relative)).id if units else None,
+        tolerance=_tolerance(kind),
+        reason=REASON["int8" if kind == "mixed" else kind],
+        ok=not problems,
+        problems=tuple(problems),
+        units=tuple(units),
+    )
+
+
+def require(report: ParityReport) -> ParityReport:
+    """Return the report if it is in order.
+
+    Raises:
+        ParityError: says what differs, and in which unit first.
+    """
+    if report.ok:
+        return report
+    where = ""
+    if report.first_bad is not None:
+        layers = f" (layers {', '.join(report.layers)})" if report.layers else ""
+        where = f" First differing unit: '{report.first_bad}'{layers}."
+    elif report.units:
+        where = " Every unit alone is right: the difference comes from how the runtime joins them."
+    raise ParityError(
+        f"the artifact does not compute what the PyTorch model computes ({report.precision}): "
+        + "; ".join(report.problems)
+        + f".{where} Allowed: {report.reason}."
+    )
+
+
+def compare_units(
+    model: nn.Module, loaded: Loaded, batch: tuple[Tensor, ...], kind: str
+) -> list[UnitDifference]:
+    """Every unit's own difference, in execution order; [] if the artifact shows no units."""
+    units = loaded.artifact.units
+    if not units:
+        return []
+    graph = capture(model, batch)
+    if graph.module is None:
+        return []
+    grids = activation_grids(graph)
+    with _evaluating(graph.module):
+        want = unit_values(graph.module, units, batch)
+    got = loaded.run_units(batch, want)
+    out = []
+    for unit in units:
+        grid = grids.get(unit.id) or grids.get(unit.id.removesuffix(SUFFIX))
+        lsb, share, relative, bad = _difference(want[unit.id], got[unit.id], grid, kind)
+        out.append(UnitDifference(unit.id, unit.layers, relative, lsb, share, bad))
+    return out
+
+
+def _difference(
+    want: Array, got: Array, grid: ActivationGrid | None, kind: str
+) -> tuple[float | None, float, float, bool]:
+    """(levels, share off, relative, bad)."""
+    if want.shape != got.shape or not np.isfinite(got).all():
+        return None, 1.0, float("inf"), True
+    diff = np.abs(want.astype(np.float64) - got)
+    top = float(np.abs(want).max(initial=0.0))
+    relative = float(diff.max(initial=0.0)) / (top + 1e-12)
+    if grid is not None:
+        levels = diff / grid.scale
+        share = float((levels > LEVELS).mean()) if levels.size else 0.0
+        return float(levels.max(initial=0.0)), share, relative, _off_grid(levels, share)
+    limit = FLOAT_TOLERANCE["bf16" if kind == "bf16" else "f32"] * (top + 1e-6)
+    share = float((diff > limit).mean()) if diff.size else 0.0
+    return None, share, relative, share > 0
+
+
+def _off_grid(levels: Array, share: float) -> bool:
+    return share > SHARE_OFF or bool((levels > LEVELS + 1).any())
+
+
+def _kind(precision: str, hint: str) -> str:
+    return "bf16" if precision == "f32" and hint == "bf16" else precision
+
+
+def _tolerance(kind: str) -> dict[str, float]:
+    floats = FLOAT_TOLERANCE["bf16" if kind == "bf16" else "f32"]
+    cosine = MIN_COSINE.get(kind, MIN_COSINE["int8"])
+    if kind in ("int8", "mixed"):
+        return {"levels": LEVELS, "share": SHARE_OFF, "cosine": cosine, "relative": floats}
+    return {"relative": floats, "cosine": cosine}
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode on the CPU; a copy if it is elsewhere."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(t.device.type != "cpu" for t in tensors):
+        model = copy.deepcopy(model).cpu()
+    with _evaluating(model):
+        yield model
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Array]:
+    return [x.float().numpy() for x in flat(model(*batch))]
+
+
+def _shape_problems(expected: list[Array], got: list[Array]) -> list[str]:
+    if [x.shape for x in expected] != [x.shape for x in got]:
+        return [
+            f"outputs have shapes {[x.shape for x in got]} instead of {[x.shape for x in expected]}"
+        ]
+    if not all(np.isfinite(x).all() for x in got):
+        return ["outputs are not finite"]
+    return []
+
+
+def _output_problems(pairs: list[tuple[Array, Array]], kind: str) -> list[str]:
+    problems = []
+    for k, (a, b) in enumerate(pairs):
+        top = float(np.abs(a).max(initial=0.0))
+        off = float(np.abs(a - b).max(initial=0.0)) / (top + 1e-12)
+        if kind in ("f32", "bf16") and off > FLOAT_TOLERANCE[kind]:
+            problems.append(f"output {k} is off by {off:.2g} of its largest value")
+        least, cosine = _tolerance(kind)["cosine"], _cosine(a, b)
+        if cosine < least:
+            problems.append(f"output {k} has cosine {cosine:.5f}, at least {least} is needed")
+    return problems
+
+
+def _unit_problem(unit: UnitDifference) -> str:
+    if unit.lsb is not None:
+        return (
+            f"unit '{unit.id}' is off by up to {unit.lsb:.1f} levels, {100 * unit.share:.2g} % of "
+            "its elements by more than rounding explains"
+        )
+    return f"unit '{unit.id}' is off by {unit.relative:.2g} of its largest value"
+
+
+def _cosine(a: Array, b: Array) -> float:
+    """Smallest cosine of a sample's outputs; 1 where both are zero."""
+    if not a.size:
+        return 1.0
+    x = a.reshape(len(a), -1).astype(np.float64) if a.ndim else a.reshape(1, 1)
+    y = b.reshape(len(b), -1).astype(np.float64) if b.ndim else b.reshape(1, 1)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    both_zero = ~x.any(1) & ~y.any(1)
+    values = np.where(both_zero, 1.0, (x * y).sum(1) / np.where(norms == 0, 1.0, norms))
+    return float(values.min())
+
+
+def _agreement(a: Array, b: Array) -> float:
+    if a.ndim < 2 or not a.size:
+        return float(np.allclose(a, b, rtol=1e-3))
+    axis = 1
+    return float((a.argmax(axis) == b.argmax(axis)).mean())

@@ -1,0 +1,267 @@
+"""Turn a compressed model into what is written out: BatchNorm folded, quantizers and units marked.
+
+A mark is an identity operator with a name. It survives every exporter pass, so the file knows
+exactly which tensor is which unit, which is quantized, and which is whose weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from gracile.benchmark.artifact import Unit
+from gracile.core.plan import Plan
+from gracile.errors import UserError
+from gracile.export.integers import WeightGrid, weight_grids
+from gracile.export.units import MOVES, choose_units
+from gracile.graph.capture import capture
+from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
+from gracile.graph.graph import Graph
+from gracile.graph.instrument import SUFFIX
+from gracile.nn.quantized import ActivationQuantizer
+
+UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """The grid of one tensor: x ~ (q - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    bits: int
+    signed: bool
+    qmin: int
+    qmax: int
+
+
+@dataclass
+class Prepared:
+    """A model ready to be written.
+
+    Attributes:
+        module: BatchNorm folded, no quantizers, marks on units and on quantized layers' tensors.
+        graph: as captured, before folding.
+        units: in execution order.
+        activations: unit id -> grid of its tensor.
+        weights: address -> integers.
+        floats: address of a weight that was asked to be quantized and cannot be -> reason.
+        precision: "f32", "int8" or "mixed".
+        inputs: (name, shape with batch 1).
+    """
+
+    module: fx.GraphModule
+    graph: Graph
+    units: tuple[Unit, ...]
+    activations: dict[str, ActivationGrid]
+    weights: dict[str, WeightGrid]
+    floats: dict[str, str]
+    precision: str
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def prepare(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    example: Tensor | tuple[Tensor, ...],
+) -> Prepared:
+    """Capture, fold and mark a copy of the model; the model is not changed.
+
+    Raises:
+        UserError: the model cannot be captured by fx, or a weight is not on its grid.
+    """
+    graph = capture(model, example)
+    if graph.module is None:
+        raise UserError(f"the model cannot be exported: fx cannot trace it. {graph.reason}")
+    activations = activation_grids(graph)
+    before = {n: p.detach() for n, p in graph.module.named_parameters(remove_duplicate=False)}
+    fold = fold_batchnorm(graph.module)
+    layers = dict(fold.module.named_modules())
+    scaled = {
+        address: (factor, channel_axis(layers[address.removesuffix(".weight")]))
+        for address, factor in fold.scaled.items()
+    }
+    weights = weight_grids(plan, tensors, before, scaled)
+    units = choose_units(graph, activations)
+    module = fold.module.cpu()
+    _run_in_place_nowhere(module)
+    _mark_units(module, units, activations, fold.merged)
+    _mark_weights(module, weights.grids)
+    module.graph.lint()
+    module.recompile()
+    return Prepared(
+        module=module,
+        graph=graph,
+        units=units,
+        activations=activations,
+        weights=weights.grids,
+        floats=weights.floats,
+        precision=_precision(graph, activations, weights.grids),
+        inputs=example_inputs(graph, example),
+    )
+
+
+def example_inputs(
+    graph: Graph, example: Tensor | tuple[Tensor, ...]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(name, shape with batch 1) of each input."""
+    batch = (example,) if isinstance(example, Tensor) else tuple(example)
+    names = [n.id for n in graph.of_op("input")]
+    return tuple((n, (1, *t.shape[1:])) for n, t in zip(names, batch, strict=False))
+
+
+def activation_grids(graph: Graph) -> dict[str, ActivationGrid]:
+    """Node id -> the grid that its ActivationQuantizer puts it on, for quantizers in use."""
+    if graph.module is None:
+        return {}
+    out = {}
+    for node in graph.module.graph.nodes:
+        quantizer = _quantizer(graph.module, node)
+        if quantizer is not None and quantizer.mode == "quantize":
+            out[str(node.meta["id"]).removesuffix(SUFFIX)] = ActivationGrid(
+                scale=float(quantizer.scale),
+                zero_point=int(quantizer.zero_point),
+                bits=quantizer.bits,
+                signed=quantizer.signed,
+                qmin=quantizer.qmin,
+                qmax=quantizer.qmax,
+            )
+    return out
+
+
+class Mark(nn.Module):
+    """The identity under a name, as an operator of its own in the exported file."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x; while it is being exported, the output of a ``gracile::Mark`` operator."""
+        if not torch.compiler.is_exporting():
+            return x
+        marked: Tensor = torch.onnx.ops.symbolic(
+            "gracile::Mark",
+            (x,),
+            attrs={"name": self.name},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )
+        return marked
+
+
+class _MarkedLayer(nn.Module):
+    """A convolution or linear layer that reads its weight and bias through marks."""
+
+    def __init__(self, layer: Any, address: str):
+        super().__init__()
+        self.layer = layer
+        self.mark_weight = Mark(WEIGHT + address)
+        self.mark_bias = Mark(BIAS + address)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        weight = self.mark_weight(layer.weight)
+        bias = None if layer.bias is None else self.mark_bias(layer.bias)
+        result: Tensor
+        if isinstance(layer, nn.Linear):
+            result = F.linear(x, weight, bias)
+        elif isinstance(layer, CONVS):
+            result = layer._conv_forward(x, weight, bias)
+        else:
+            function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.ndim - 3]
+            sizes = (layer.stride, layer.padding, layer.output_padding)
+            result = function(x, weight, bias, *sizes, layer.groups, layer.dilation)
+        return result
+
+
+def _quantizer(module: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
+    if node.op != "call_module":
+        return None
+    called = module.get_submodule(str(node.target))
+    return called if isinstance(called, ActivationQuantizer) else None
+
+
+def _run_in_place_nowhere(module: fx.GraphModule) -> None:
+    for child in module.modules():
+        if getattr(child, "inplace", False) is True:
+            child.inplace = False  # type: ignore[assignment]
+    for node in module.graph.nodes:
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _mark_units(
+    module: fx.GraphModule,
+    units: tuple[Unit, ...],
+    quantized: Mapping[str, ActivationGrid],
+    merged: Mapping[str, str],
+) -> None:
+    quantizers: dict[str, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if _quantizer(module, node) is not None:
+            id = str(node.meta["id"]).removesuffix(SUFFIX)
+            if id in quantized:
+                quantizers[id] = node
+            else:
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+    by_id = {node.meta.get("id"): node for node in module.graph.nodes}
+    for k, unit in enumerate(units):
+        name = f"_marks.unit{k}"
+        module.add_submodule(name, Mark(UNIT + unit.id))
+        node = quantizers.get(unit.id.removesuffix(SUFFIX))
+        if node is not None:
+            node.target = name
+            continue
+        node = by_id[merged.get(unit.id, unit.id)]
+        with module.graph.inserting_after(node):
+            mark = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(mark, delete_user_cb=lambda user, mark=mark: user is not mark)
+    module.delete_all_unused_submodules()
+
+
+def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> None:
+    layers = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        target = str(node.target)
+        if node.op == "call_module" and type(layers[target]) in (*CONVS, *TRANSPOSED, nn.Linear):
+            address = f"{target}.weight"
+            if address in grids and getattr(layers[target], "padding_mode", "zeros") == "zeros":
+                name = f"_marks.{address.replace('.', '___')}"
+                if name not in layers:
+                    layers[name] = _MarkedLayer(layers[target], address)
+                    module.add_submodule(name, layers[name])
+                node.target = name
+        elif node.op == "get_attr" and target in grids:
+            name = f"_marks.{target.replace('.', '___')}"
+            module.add_submodule(name, Mark(WEIGHT + target))
+            with module.graph.inserting_after(node):
+                mark = module.graph.call_module(name, (node,))
+            node.replace_all_uses_with(mark, delete_user_cb=lambda u, mark=mark: u is not mark)
+    module.delete_all_unused_submodules()
+
+
+def _precision(
+    graph: Graph, activations: Mapping[str, ActivationGrid], weights: Mapping[str, WeightGrid]
+) -> str:
+    if not activations and not weights:
+        return "f32"
+    whole = all(
+        n.params.get("weight") in weights and all(_on_grid(graph, i, activations) for i in n.inputs)
+        for n in graph.of_op("conv", "conv_transpose", "linear")
+    )
+    return "int8" if whole else "mixed"
+
+
+def _on_grid(graph: Graph, id: str, activations: Mapping[str, ActivationGrid]) -> bool:
+    while id not in activations:
+        if graph[id].op not in (*MOVES, "max_pool") or not graph[id].inputs:
+            return False
+        id = graph[id].inputs[0]
+    return True

@@ -1,0 +1,73 @@
+"""Insert modules behind nodes of a captured graph: how activation quantizers get into a model."""
+
+import copy
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from gracile.errors import BindError, UserError, nearest
+from gracile.graph.graph import Graph
+
+HOME = "_quantizers"
+SUFFIX = ".quantize"
+
+
+def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """A GraphModule that computes the same as the graph, with ``after[id]`` called on node `id`.
+
+    All readers of the node see the inserted module's output instead. Submodules and parameters are
+    shared with ``graph.module``, which is not changed. A module is stored as
+    ``_quantizers.<id with ___ for dots>``; its node's id is ``<id>.quantize``, its op "quantize".
+
+    Args:
+        graph: captured by fx.
+        after: node id -> module to call on its output (a tensor).
+
+    Raises:
+        UserError: the graph was not captured by fx and cannot be rewritten.
+        BindError: no such node, a node without an output, or one that has a module already.
+    """
+    if graph.module is None:
+        raise UserError(
+            "activation quantizers need a graph captured by fx, this one was captured by "
+            f"'{graph.how}': {graph.reason}."
+        )
+    source = graph.module
+    new = copy.deepcopy(source.graph)  # meta goes along, modules do not
+    twin = dict(zip(source.graph.nodes, new.nodes, strict=True))
+    places: dict[str, fx.Node] = {}
+    for node in graph:
+        if node.fx is not None and node.fx in twin:
+            places[node.id] = twin[node.fx]
+            places[node.id].meta.setdefault("id", node.id)
+    module = fx.GraphModule(source, new, class_name=type(source).__name__)
+    module.training = source.training
+    if not hasattr(module, HOME):
+        module.add_module(HOME, nn.Module())
+    for id, inserted in after.items():
+        _refuse(graph, places, id)
+        name = f"{HOME}.{id.replace('.', '___')}"
+        module.add_submodule(name, inserted)
+        _insert(new, places[id], name, id)
+    new.lint()
+    module.recompile()
+    return module
+
+
+def _refuse(graph: Graph, places: Mapping[str, fx.Node], id: str) -> None:
+    if id not in places:
+        raise BindError(f"no node '{id}' to insert a module behind.{nearest(id, graph.nodes)}")
+    if places[id].op == "output":
+        raise BindError(f"node '{id}' is the output; insert behind the node it returns.")
+    if any(user.meta.get("id") == id + SUFFIX for user in places[id].users):
+        raise BindError(f"node '{id}' is followed by a quantizer already; change that one.")
+
+
+def _insert(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:
+    anchor = node
+    while node.op == "placeholder" and anchor.next.op == "placeholder":
+        anchor = anchor.next  # inputs must come first
+    with new.inserting_after(anchor):
+        inserted = new.call_module(target, (node,))
+    inserted.meta.update(id=id + SUFFIX, op="quantize")
+    node.replace_all_uses_with(inserted, delete_user_cb=lambda user: user is not inserted)

@@ -1,0 +1,227 @@
+"""The one place that changes shapes: cut channels out of a model, proven first."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gracile.core.plan import Member, Remove
+from gracile.errors import UserError, nearest
+from gracile.graph import verify
+from gracile.graph.capture import bare_copy
+from gracile.graph.dependency import ChannelGroup, size_of
+from gracile.graph.oprule import rule_of_module
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """What a verified cut did.
+
+    Attributes:
+        edits: number of edits applied.
+        params_before: parameters of the model before, in elements.
+        params_after: and after.
+        proof: how masked and sliced model were compared; None if there was nothing to cut.
+    """
+
+    edits: int
+    params_before: int
+    params_after: int
+    proof: verify.Proof | None
+
+    @property
+    def removed(self) -> int:
+        """Parameters that are gone, in elements."""
+        return self.params_before - self.params_after
+
+
+def remove_edits(
+    groups: Sequence[ChannelGroup], gone: Mapping[str, Collection[int]], by: str
+) -> list[Remove]:
+    """One `remove` edit for each group that loses units.
+
+    Two groups may have a tensor in common (a layer that reads a concatenation); each edit counts in
+    that tensor as the earlier ones left it.
+
+    Args:
+        groups: of the model as it is.
+        gone: group id -> its units that go.
+        by: the recipe's name of the entry that decided.
+
+    Raises:
+        UserError: no such group or unit, a protected group, or nothing would be left of a tensor.
+    """
+    known = {g.id: g for g in groups}
+    for id, units in gone.items():
+        if id not in known:
+            raise UserError(f"no channel group '{id}' to cut.{nearest(id, known)}")
+        _check_units(known[id], units)
+    left: dict[tuple[str, int], list[int]] = {}
+    edits = []
+    for group in groups:
+        units = set(gone.get(group.id, ()))
+        if not units:
+            continue
+        lost: dict[tuple[str, int], set[int]] = {}
+        for u in units:
+            for part in group.units[u]:
+                lost.setdefault((part.at, part.dim), set()).update(part.index)
+        members = []
+        for axis in sorted(lost, key=list(group.sizes).index):
+            before = left.get(axis, list(range(group.sizes[axis])))
+            keep = tuple(k for k, i in enumerate(before) if i not in lost[axis])
+            if not keep:
+                raise UserError(
+                    f"cutting {len(units)} unit(s) of '{group.id}' would leave nothing of "
+                    f"'{axis[0]}' along dim {axis[1]}; keep at least one of its indices."
+                )
+            members.append(Member(at=axis[0], dim=axis[1], of=len(before), keep=keep))
+            left[axis] = [before[k] for k in keep]
+        edits.append(Remove(by=by, group=tuple(members)))
+    return edits
+
+
+def apply_removes(
+    model: nn.Module,
+    edits: Sequence[Remove],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Cut in place, without a proof: parameters, buffers, counts, gradients, optimizer state.
+
+    Parameter objects stay the same (their data is replaced), so optimizers, tied names and a
+    GraphModule that shares them stay valid. Gradients are dropped. All edits are checked before the
+    first one is made.
+
+    Args:
+        model: changed in place; a plain module or a GraphModule.
+        edits: in order; each counts in the model as the earlier ones left it.
+        optimizer: its state tensors of a cut parameter's shape are cut along.
+
+    Raises:
+        UserError: the edits do not fit this model.
+    """
+    check_fit(model, edits)
+    with torch.no_grad():
+        for edit in edits:
+            touched: dict[nn.Module, dict[tuple[str, int], tuple[int, ...]]] = {}
+            for member in edit.group:
+                for module, role in _cut(model, member, optimizer):
+                    touched.setdefault(module, {})[role, member.dim] = member.keep
+            for module, kept in touched.items():
+                rule = rule_of_module(module)
+                if rule is not None:
+                    rule.resize(module, kept)
+
+
+def verified_apply(
+    model: nn.Module,
+    edits: Sequence[Remove],
+    *,
+    examples: Sequence[Inputs],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> SurgeryReport:
+    """Cut, but only after a proof on copies that the cut model computes what the masked one does.
+
+    Args:
+        model: changed in place if the proof holds, else left as it was.
+        edits: in order.
+        examples: input batches (a tuple each for several inputs); all are compared in eval mode,
+            and together in train mode with the normalization statistics after one step.
+        optimizer: see `apply_removes`.
+
+    Raises:
+        UserError: the edits do not fit this model, or there is no example.
+        VerificationError: the models differ; names the first differing operator.
+    """
+    before = sum(p.numel() for p in model.parameters())
+    if not edits:
+        return SurgeryReport(0, before, before, None)
+    check_fit(model, edits)
+    if not examples:
+        raise UserError("a verified cut needs at least one example input, got none.")
+    proof = verify.prove(bare_copy(model), edits, examples, apply_removes)
+    apply_removes(model, edits, optimizer=optimizer)
+    return SurgeryReport(len(edits), before, sum(p.numel() for p in model.parameters()), proof)
+
+
+def check_fit(model: nn.Module, edits: Iterable[Remove]) -> None:
+    """Refuse edits that were made for another model, before anything is touched.
+
+    Raises:
+        UserError: names the edit, the tensor and both sizes.
+    """
+    sizes: dict[tuple[str, int], int] = {}
+    for k, edit in enumerate(edits):
+        name = edit.id or f"number {k}"
+        for m in edit.group:
+            size = sizes.get((m.at, m.dim), size_of(model, m.at, m.dim))
+            if size is None:
+                addresses = [*dict(model.named_parameters()), *dict(model.named_buffers())]
+                raise UserError(
+                    f"edit {name}: '{m.at}' with a dim {m.dim} is not in {type(model).__name__}."
+                    f"{nearest(m.at, addresses)}"
+                )
+            if size != m.of:
+                raise UserError(
+                    f"edit {name}: '{m.at}' has {size} indices along dim {m.dim}, the edit was "
+                    f"made for {m.of}. Apply the plan to the model it was made for, in order."
+                )
+            sizes[m.at, m.dim] = len(m.keep)
+
+
+def _check_units(group: ChannelGroup, units: Collection[int]) -> None:
+    if units and group.protected is not None:
+        raise UserError(f"channel group '{group.id}' is protected: {group.protected}.")
+    wrong = [u for u in units if not 0 <= u < len(group.units)]
+    if wrong:
+        raise UserError(
+            f"channel group '{group.id}' has units 0..{len(group.units) - 1}, got {wrong[0]}."
+        )
+
+
+def _cut(
+    model: nn.Module, m: Member, optimizer: torch.optim.Optimizer | None
+) -> list[tuple[nn.Module, str]]:
+    """Slice one tensor or channel map; return the modules that own it, under which name."""
+    path, _, name = m.at.rpartition(".")
+    home = model.get_submodule(path)
+    tensor: Tensor | None = home._parameters.get(name)
+    if tensor is None:
+        tensor = home._buffers.get(name)
+    if tensor is None:
+        rule = rule_of_module(home)
+        if rule is None:
+            raise UserError(f"'{m.at}' is neither a tensor nor a channel map of {type(home)}.")
+        rule.cut_attribute(home, name, m.dim, m.keep)
+        return []
+    keep = torch.tensor(m.keep, device=tensor.device)
+    if optimizer is not None:
+        _cut_state(optimizer, tensor, m.dim, keep)
+    tensor.grad = None
+    _replace_data(tensor, tensor.data.index_select(m.dim, keep))
+    return [
+        (module, role)
+        for module in model.modules()
+        for role, owned in (*module._parameters.items(), *module._buffers.items())
+        if owned is tensor
+    ]
+
+
+def _replace_data(tensor: Tensor, data: Tensor) -> None:
+    # A loss that is still referenced keeps the parameter's gradient accumulator alive, which
+    # remembers the old shape and refuses the next backward. A change of type makes torch drop it.
+    other = torch.float32 if data.dtype == torch.float64 else torch.float64
+    if tensor.requires_grad:
+        tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
+
+
+def _cut_state(optimizer: Any, parameter: Tensor, dim: int, keep: Tensor) -> None:
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            optimizer.state[parameter][key] = value.index_select(dim, keep.to(value.device))

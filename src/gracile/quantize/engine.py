@@ -1,0 +1,370 @@
+"""Quantizers on a live model: lay them, let them observe, set their grids, emit the Edits.
+
+What post-training quantization and quantization-aware training have in common. Weights carry an
+overlay, activations a quantizer module on the captured graph; the two methods differ only in when
+ranges are observed and when they stop moving.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gracile.core.method import Method, Options
+from gracile.core.plan import Bits
+from gracile.errors import GracileError
+from gracile.nn.quantized import ActivationQuantizer
+from gracile.quantize.affine import asymmetric_params, qrange, symmetric_params
+from gracile.quantize.fake_quant.affine import affine
+from gracile.quantize.observers.base import Observer
+from gracile.quantize.placement import (
+    WEIGHT_OPS,
+    ActivationSpec,
+    Placement,
+    WeightSpec,
+    load_profile,
+    place,
+)
+from gracile.recipe.fields import KernelRef, Selector, kernel
+
+LAYER = "quantize"  # the overlay layer of weights
+
+
+class QuantizeOptions(Options):
+    """Options that `quantize: ptq` and `quantize: qat` share.
+
+    Attributes:
+        weights: which weights; default those of all convolution and linear layers. An operator
+            whose weight is left out stays in float.
+        bits: of activations and weights.
+        weight_bits: of weights, where they differ.
+        activations: False quantizes weights only.
+        symmetric: zero point 0 for activations that can be negative; default as the profile says.
+        weight_symmetric: zero point 0 for weights; default as the profile says.
+        per_channel: one scale per output channel of a weight; default as the profile says.
+        weight_observer: range of a weight, computed afresh from the weight whenever it is needed.
+        profile: which runtime's kernels decide where quantizers go; `auto` is the session's target.
+        after: recipe entry whose decision this one replaces.
+    """
+
+    weights: Selector | None = None
+    bits: int = Field(default=8, ge=2, le=16)
+    weight_bits: int | None = Field(default=None, ge=2, le=16)
+    activations: bool = True
+    symmetric: bool | None = None
+    weight_symmetric: bool | None = None
+    per_channel: bool | None = None
+    weight_observer: KernelRef("observer") = Field(  # type: ignore[valid-type]
+        default_factory=lambda: kernel("observer", "min_max")
+    )
+    profile: str = "auto"
+    after: str | None = None
+
+
+class WeightGrid:
+    """The overlay that puts one weight on its grid.
+
+    The scale is computed from the weight at every call, so it follows training and surgery, until
+    `fix` keeps it. Rounding passes gradients straight through; the scale gets none.
+    """
+
+    def __init__(self, spec: WeightSpec, make_observer: Callable[[], Observer]):
+        self.spec, self.make_observer = spec, make_observer
+        self.qmin, self.qmax = qrange(spec.bits, spec.signed, spec.narrow)
+        self.scale: Tensor | None = None
+        self.zero_point: Tensor | None = None
+
+    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point: the kept ones, else those of this weight."""
+        if self.scale is not None and self.zero_point is not None:
+            return self.scale, self.zero_point
+        observer = self.make_observer()
+        observer.axis = self.spec.axis
+        observer.observe(weight.detach())
+        return params_of(*observer.range(), self.spec)
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The weight as the integer kernels will see it."""
+        scale, zero_point = self.params(weight)
+        return affine(weight, scale, zero_point, self.qmin, self.qmax, self.spec.axis)
+
+    def fix(self, weight: Tensor) -> None:
+        """Keep this weight's scale and zero point from now on."""
+        self.scale, self.zero_point = self.params(weight)
+
+    def keep(self, index: Tensor) -> None:
+        """Output channels were removed: only these are left."""
+        if self.scale is not None and self.zero_point is not None:
+            self.scale, self.zero_point = self.scale[index], self.zero_point[index]
+
+
+class Quantizer(Method):
+    """Base of both methods: placement, grids, edits and state. Subclasses decide about time."""
+
+    activation_observer: Any  # the option of the subclass, a reference to an observer
+
+    def __init__(self, id: str, options: Any):
+        super().__init__(id, options)
+        self.placement: Placement | None = None
+        self.grids: dict[str, WeightGrid] = {}
+        self.quantizers: dict[str, ActivationQuantizer] = {}
+        self.laid = False
+
+    # --- hooks that both methods share
+
+    def on_attach(self, s: Any) -> None:
+        self.session = s
+        self.placement = self._place(s)
+
+    def claims(self, s: Any) -> Iterable[tuple[str, str]]:
+        assert self.placement is not None
+        return [
+            *(("bits:weight", w.address) for w in self.placement.weights),
+            *((f"bits:{a.role}", a.id) for a in self.placement.activations),
+        ]
+
+    def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
+        for address in [a for a in self.grids if not _exists(s, a)]:
+            del self.grids[address]
+            s.warn(
+                "quantize.gone", f"'{address}' was replaced; '{self.id}' no longer quantizes it."
+            )
+        for edit in edits:
+            for part in getattr(edit, "group", ()):
+                grid = self.grids.get(part.at)
+                if grid is not None and part.dim == grid.spec.axis:
+                    grid.keep(torch.tensor(part.keep))
+
+    def on_detach(self, s: Any) -> Iterable[Bits]:
+        """Keep all scales and say what is on which grid."""
+        self.fix_weights(s)
+        self.settle()
+        return self.edits(s)
+
+    # --- the parts subclasses put in order
+
+    def lay(self, s: Any, placement: Placement | None = None) -> None:
+        """Put overlays on the weights and quantizers (in mode "off") on the graph."""
+        if placement is None:
+            placement = self._place(s)
+            for name, why, reason in placement.skipped:
+                s.note(name, "precision", "float", reason, why, self.id)
+        self.placement = placement
+        for spec in placement.weights:
+            self.grids[spec.address] = WeightGrid(spec, self.options.weight_observer.fn)
+            s.overlays.set(spec.address, LAYER, self.grids[spec.address])
+        new: dict[str, nn.Module] = {}
+        for a in placement.activations:
+            q = self._existing(s, a) or ActivationQuantizer()
+            q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, False
+            q.mode, q.observer = "off", self._observer() if a.observed else None
+            q.__dict__["by"] = self.id
+            self.quantizers[a.id] = q
+            if self._existing(s, a) is None:
+                new[a.id] = q.to(s.device)
+        if new:
+            s.instrument(new)
+        self.laid = True
+
+    def observe(self, s: Any) -> None:
+        """Run the calibration data past the observers and set all activation grids.
+
+        The weights are on their grids already, so the ranges are those of the deployed network.
+        """
+        for q in self.quantizers.values():
+            q.mode = "observe" if q.observer is not None else "off"
+        if self.quantizers:
+            s.calibrate(self)
+        self.refresh()
+        for q in self.quantizers.values():
+            q.mode = "quantize"
+
+    def refresh(self) -> None:
+        """Set scales and zero points of all activations from what their observers have seen."""
+        assert self.placement is not None
+        groups: dict[str, list[ActivationSpec]] = {}
+        for a in self.placement.activations:
+            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
+        for members in groups.values():
+            ranges = [self._range(a) for a in members if a.observed]
+            low = torch.stack([r[0] for r in ranges]).min()
+            high = torch.stack([r[1] for r in ranges]).max()
+            scale, zero_point = params_of(low, high, members[0])
+            for a in members:
+                self.quantizers[a.id].scale.copy_(scale)
+                self.quantizers[a.id].zero_point.copy_(zero_point)
+
+    def settle(self) -> None:
+        """Take the observers away: activation ranges no longer move."""
+        for q in self.quantizers.values():
+            q.observer = None
+
+    def fix_weights(self, s: Any) -> None:
+        """Keep the scale of every weight as it is now."""
+        for address, grid in self.grids.items():
+            if grid.scale is None:
+                with torch.no_grad():
+                    grid.fix(self._before_grid(s, address))
+
+    def edits(self, s: Any) -> list[Bits]:
+        """One Bits edit per weight and activation that is still this method's."""
+        if self.placement is None or not self.laid:
+            return []
+        weights = [w for w in self.placement.weights if self._owns(s, w.address)]
+        outputs = [a for a in self.placement.activations if self._owns(s, a)]
+        return [
+            *(
+                Bits(
+                    by=self.id,
+                    at=w.address,
+                    role="weight",
+                    bits=w.bits,
+                    signed=w.signed,
+                    symmetric=w.symmetric,
+                    axis=w.axis,
+                    narrow=w.narrow,
+                    key=f"{w.address}.weight",
+                )
+                for w in weights
+            ),
+            *(
+                Bits(
+                    by=self.id,
+                    at=a.id,
+                    role=a.role,
+                    bits=a.bits,
+                    signed=a.signed,
+                    symmetric=a.symmetric,
+                    key=f"{a.id}.{a.role}",
+                )
+                for a in outputs
+            ),
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`<key>.scale` and `<key>.zero_point` of every Edit, once the grids are set."""
+        out: dict[str, Tensor] = {}
+        for edit in self.edits(self.session):
+            holder = self.grids[edit.at] if edit.role == "weight" else self.quantizers[edit.at]
+            if holder.scale is None or holder.zero_point is None:
+                raise GracileError(f"'{self.id}': the scale of '{edit.at}' is not set yet.")
+            out[f"{edit.key}.scale"] = holder.scale
+            out[f"{edit.key}.zero_point"] = holder.zero_point
+        return out
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self.laid or self.placement is None:
+            return {"laid": False}
+        return {
+            "laid": True,
+            "placement": self.placement.to_dict(),
+            "weights": {
+                a: {"scale": g.scale.clone(), "zero_point": g.zero_point.clone()}
+                for a, g in self.grids.items()
+                if g.scale is not None and g.zero_point is not None
+            },
+            "activations": {
+                id: {"scale": q.scale.clone(), "zero_point": q.zero_point.clone(), "mode": q.mode}
+                for id, q in self.quantizers.items()
+            },
+            "observers": {
+                id: q.observer.state_dict()
+                for id, q in self.quantizers.items()
+                if q.observer is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state["laid"]:
+            return
+        s = self.session
+        self.lay(s, Placement.from_dict(state["placement"]))
+        for address, values in state["weights"].items():
+            grid = self.grids[address]
+            grid.scale = values["scale"].to(s.device)
+            grid.zero_point = values["zero_point"].to(s.device)
+        for id, values in state["activations"].items():
+            q = self.quantizers[id]
+            q.scale.copy_(values["scale"])
+            q.zero_point.copy_(values["zero_point"])
+            q.mode = values["mode"]
+            q.observer = self._observer() if id in state["observers"] else None
+            if q.observer is not None:
+                stored = state["observers"][id]
+                q.observer.load_state_dict({k: v.to(s.device) for k, v in stored.items()})
+
+    # --- inside
+
+    def _place(self, s: Any) -> Placement:
+        o = self.options
+        profile = load_profile(s.profile if o.profile == "auto" else o.profile)
+        if o.weights is not None:
+            weights = s.tensors(o.weights)
+        else:
+            readers = s.graph.of_op(*(op for op in WEIGHT_OPS if op in profile.ops_integer))
+            every = dict(s.model.named_parameters(remove_duplicate=False))  # tied names as well
+            read = {id(every[a]) for n in readers if (a := n.params.get("weight")) in every}
+            weights = [n for n, p in s.model.named_parameters() if id(p) in read]
+        return place(
+            s.graph,
+            profile,
+            weights=weights,
+            activations=o.activations,
+            bits=o.bits,
+            weight_bits=o.weight_bits or o.bits,
+            symmetric=o.symmetric,
+            weight_symmetric=o.weight_symmetric,
+            per_channel=o.per_channel,
+        )
+
+    def _observer(self) -> Observer:
+        made: Observer = self.options.observer.fn()
+        return made
+
+    def _existing(self, s: Any, a: ActivationSpec) -> ActivationQuantizer | None:
+        node = s.graph.nodes.get(f"{a.id}.quantize")
+        if node is None or node.module is None:
+            return None
+        module: ActivationQuantizer = s.model.get_submodule(node.module)
+        return module
+
+    def _range(self, a: ActivationSpec) -> tuple[Tensor, Tensor]:
+        try:
+            self.quantizers[a.id].observer.sync()
+            low, high = self.quantizers[a.id].observer.range()
+        except GracileError as e:
+            raise GracileError(f"'{self.id}': the range of '{a.id}': {e}") from None
+        return (torch.zeros_like(low), high.clamp(min=0)) if a.nonnegative else (low, high)
+
+    def _before_grid(self, s: Any, address: str) -> Tensor:
+        mine = s.overlays.get(address, LAYER)
+        s.overlays.remove(address, LAYER)
+        weight: Tensor = s.overlays.effective(address).detach()
+        if mine is not None:
+            s.overlays.set(address, LAYER, mine)
+        return weight
+
+    def _owns(self, s: Any, what: str | ActivationSpec) -> bool:
+        if isinstance(what, str):
+            grid = self.grids.get(what)
+            return grid is not None and s.overlays.get(what, LAYER) is grid
+        q = self.quantizers[what.id]
+        return q.__dict__.get("by") == self.id
+
+
+def params_of(
+    low: Tensor, high: Tensor, spec: WeightSpec | ActivationSpec
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range on the grid a spec asks for."""
+    if spec.symmetric:
+        return symmetric_params(low, high, spec.bits, spec.signed, getattr(spec, "narrow", False))
+    return asymmetric_params(low, high, spec.bits, spec.signed)
+
+
+def _exists(s: Any, address: str) -> bool:
+    names: Mapping[str, Any] = dict(s.model.named_parameters())
+    return address in names

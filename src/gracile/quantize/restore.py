@@ -1,0 +1,56 @@
+"""From a plain model and a Plan back to the model that computes what the integer kernels will."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from gracile.core.plan import Plan
+from gracile.errors import UserError
+from gracile.graph.capture import capture
+from gracile.graph.instrument import instrument
+from gracile.nn.quantized import ActivationQuantizer
+
+
+def simulate(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    example: Tensor | tuple[Tensor, ...],
+) -> nn.Module:
+    """Rebuild the quantized model of a checkpoint.
+
+    Args:
+        model: the network after all surgery, with the checkpoint's weights: those on a grid hold
+            their dequantized values, so nothing is left to do for them.
+        plan: its Bits edits of role input and output name the nodes to quantize behind.
+        tensors: `<key>.scale` and `<key>.zero_point` of every Bits edit.
+        example: an input batch, to capture the graph with.
+
+    Returns:
+        The captured graph with an ActivationQuantizer in mode "quantize" behind each such node; it
+        shares the model's parameters. The model itself if no activation is quantized.
+
+    Raises:
+        UserError: a scale is missing, or a node of the plan is not in this model.
+    """
+    edits = [e for e in plan.of_kind("bits") if e.role in ("input", "output")]
+    if not edits:
+        return model
+    graph = capture(model, example)
+    after: dict[str, nn.Module] = {}
+    for edit in edits:
+        if edit.at not in graph.nodes:
+            raise UserError(
+                f"plan edit {edit.id} quantizes the output of '{edit.at}', and this model has no "
+                "such operator; the plan belongs to another network."
+            )
+        q = ActivationQuantizer(
+            edit.bits, signed=edit.signed, symmetric=edit.symmetric, narrow=edit.narrow
+        )
+        for name in ("scale", "zero_point"):
+            if f"{edit.key}.{name}" not in tensors:
+                raise UserError(f"the checkpoint lacks '{edit.key}.{name}' of plan edit {edit.id}.")
+            getattr(q, name).copy_(tensors[f"{edit.key}.{name}"].reshape(()))
+        q.mode = "quantize"
+        after[edit.at] = q.train(model.training)
+    return instrument(graph, after)

@@ -1,0 +1,686 @@
+"""One whole compression run: dense, train, finish, export, verify, measure; every stage survives a kill.
+
+Each stage ends by writing its outcome in one step; a resumed run reads what is done and repeats only
+the stage that was cut off, from the same seeds, so it ends with the same weights and Records.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gracile import registry
+from gracile.analyze.cost import cost, totals
+from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.runtimes.base import load as load_artifact
+from gracile.benchmark.runtimes.base import parse_target
+from gracile.benchmark.timing import compare as time_side_by_side
+from gracile.core.plan import Plan
+from gracile.core.record import Record, RecordLog
+from gracile.core.result import Result
+from gracile.core.state import derive_seed, environment, sha256, write_atomic, write_atomic_with, write_json
+from gracile.data.bundle import DataBundle
+from gracile.data.loader import Loader, calibration_batches
+from gracile.data.sets import open_data
+from gracile.errors import ResumeError, UserError
+from gracile.export import parity
+from gracile.graph.capture import capture
+from gracile.models.spec import ModelSpec, load_weights, resolve
+from gracile.recipe.load import load as load_recipe
+from gracile.recipe.schema import Goal, Recipe
+from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
+from gracile.train.evaluate import agreement, predict, predict_module, score
+from gracile.train.loop import fit, make_optimizer
+from gracile.train.session import Session
+
+EVAL_BATCH = 250
+CALIBRATION_BATCH = 50
+PARITY_SAMPLES = 64
+ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for on the command line.
+
+    Attributes:
+        model: model spec; weights: file or None; data: data spec.
+        runtimes: names, optionally `name:DEVICE`.
+        threads: threads of the measured runtimes; hint: their precision hint, for both sides.
+        device: where training runs.
+    """
+
+    model: str
+    data: str
+    recipe: Recipe
+    out: Path
+    weights: Path | None = None
+    runtimes: tuple[str, ...] = ()
+    threads: int = 1
+    hint: str = "f32"
+    batch: int = 1
+    device: str = "cpu"
+    progress: bool = True
+    command: str = ""
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+
+def run(job: Job, *, resume: bool = False) -> dict[str, Any]:
+    """Do the whole job and return `result.json` (CONTRACTS: the `--json` object).
+
+    Raises:
+        UserError: bad input, or `out` holds another run.
+        VerificationError, ParityError: a proof failed.
+    """
+    return _Run(job, resume).whole()
+
+
+def bind(job: Job) -> Session:
+    """Bind a recipe to model and data without running or writing anything."""
+    return _Run(job, resume=True, dry=True).session
+
+
+def export_only(
+    model: str, runtime: str, out: Path, *, weights: Path | None, data: str
+) -> dict[str, Any]:
+    """Export a finished run, or a plain model, and prove the artifact."""
+    folder = Path(model)
+    if (folder / "result.json").exists():
+        old = json.loads((folder / "state" / "run.json").read_text())["identity"]
+        job = Job(model=old["model"], data=old["data"], out=folder, recipe=load_recipe(folder / "recipe.yaml"))
+        done = _Run(job, resume=True, dry=True)
+        result = done.result()
+    else:
+        recipe = Recipe.model_validate({"recipe": 1})
+        done = _Run(Job(model=model, data=data, recipe=recipe, out=out, weights=weights), True, dry=True)
+        result = done.dense_result()
+    artifact = done._exporter(runtime)(
+        result.model, result.plan, result.tensors, example=done._example(), path=out,
+        metadata=done._metadata(result.plan),
+    )  # fmt: skip
+    loaded = done._load(runtime, artifact, result.model)
+    report = parity.check(
+        result.model, loaded, done._parity_inputs(), precision=artifact.precision
+    )
+    parity.require(report)
+    return {"artifact": artifact.to_dict(), "parity": report.to_dict()}
+
+
+class _Run:
+    def __init__(self, job: Job, resume: bool, dry: bool = False):
+        self.job = job
+        self.out = job.out
+        self.state = job.out / "state"
+        for r in job.runtimes:
+            parse_target(r)
+        self.bundle = open_data(
+            job.data, recipe_data=job.recipe.data.model_dump(), seed=job.recipe.seed
+        )
+        self.device = _device(job.device)
+        self.spec = self._fresh()  # refuses bad models and weights before anything is written
+        self.session = self._session()  # refuses recipes that do not bind
+        if dry:
+            return
+        self._open(resume)
+        self.records = RecordLog(self.out / "records.jsonl")
+
+    # ------------------------------------------------------------------ stages
+
+    def whole(self) -> dict[str, Any]:
+        dense = self.stage("dense", self.dense)
+        trained = self.stage("finish", self.train_and_finish)
+        compressed = self.stage("compressed", self.compressed)
+        runtimes = {
+            r: {
+                "export": self.stage(f"export-{_slug(r)}", lambda r=r: self.export(r)),
+                "evaluate": self.stage(f"evaluate-{_slug(r)}", lambda r=r: self.evaluate(r)),
+                "benchmark": self.stage(f"benchmark-{_slug(r)}", lambda r=r: self.benchmark(r)),
+            }
+            for r in self.job.runtimes
+        }
+        return self.summary(dense, trained, compressed, runtimes)
+
+    def stage(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage once; its outcome on disk marks it done."""
+        path = self.state / "stages" / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())  # type: ignore[no-any-return]
+        self.job.say(name.replace("-", ": ", 1))
+        value = do()
+        write_json(path, value)
+        return value
+
+    def dense(self) -> dict[str, Any]:
+        """Score the original model."""
+        model = self.session.model
+        out = self._scores(model, "dense")
+        cost_row = totals(model, capture(model, self.session.example))
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        out |= {"macs": cost_row.macs, "params": cost_row.params, "bytes": size}
+        self._record("macs", cost_row.macs, "count", model="dense")
+        self._record("params", cost_row.params, "count", model="dense")
+        return out
+
+    def train_and_finish(self) -> dict[str, Any]:
+        """Train from the last saved epoch, finish, and write the compressed model."""
+        s, recipe = self.session, self.job.recipe
+        at, start = self.state / "session.safetensors", 0
+        if at.exists():
+            saved = load_state(at, self.device)
+            start = int(saved["next_epoch"])
+            s.load_state_dict(saved["session"])
+        if start < s.epochs:
+            fit(
+                s,
+                self._train_loader(),
+                val=lambda: self._batches("val"),
+                start=start,
+                after_epoch=lambda e: self._save(at, e + 1),
+                progress=self.job.progress,
+            )
+        s.epoch_number, s.batch = s.epochs, 0
+        s.changed = False
+        result = s.finish()
+        if s.changed:
+            now = score(*predict_module(result.model, self._batches("val")))
+            for key, value in (("top1", now.top1), ("top5", now.top5), ("loss", now.loss)):
+                if value is not None:
+                    s.track(f"val_{key}_cut", value)
+        save_model(self.out, result)
+        result.ledger.save(self.out / "ledger.json")
+        write_json(self.out / "history.json", {"curves": s.history})
+        return {"warnings": result.warnings, "cut": _last_cut(s.history), "recipe": recipe.sha}
+
+    def compressed(self) -> dict[str, Any]:
+        """Score the compressed model in PyTorch, next to the original."""
+        result = self.result()
+        out = self._scores(result.model, "compressed")
+        graph = capture(result.model, self._example())
+        row = totals(result.model, graph)
+        out |= {"macs": row.macs, "params": row.params}
+        out["bytes"] = _stored_bytes(result.model, result.plan)
+        self._record("macs", row.macs, "count", model="compressed")
+        self._record("params", row.params, "count", model="compressed")
+        out["layers"] = self._layers(result)
+        dense, _ = read_tensors(self.state / "predictions-dense.safetensors")
+        mine, _ = read_tensors(self.state / "predictions-compressed.safetensors")
+        out["agreement"] = agreement(dense["test"], mine["test"], dense["labels"]).to_dict()
+        return out
+
+    def export(self, runtime: str) -> dict[str, Any]:
+        """Export original and compressed model and prove that they compute the same."""
+        out: dict[str, Any] = {}
+        for which, result in (("dense", self.dense_result()), ("compressed", self.result())):
+            folder = self.out / "export" / _slug(runtime) / which
+            artifact = self._exporter(runtime)(
+                result.model,
+                result.plan,
+                result.tensors,
+                example=self._example(),
+                path=folder,
+                metadata=self._metadata(result.plan),
+            )
+            loaded = self._load(runtime, artifact, result.model)
+            report = parity.check(
+                result.model, loaded, self._parity_inputs(), precision=artifact.precision
+            )
+            parity.require(report)
+            self._record(
+                "parity_max_abs", report.max_abs, "logit", model=which, runtime=runtime,
+                artifact=artifact,
+            )  # fmt: skip
+            out[which] = {"artifact": artifact.to_dict(), "parity": report.to_dict()}
+            kernels = loaded.kernels()
+            out[which]["kernels"] = _kernel_counts(kernels)
+            out[which]["kernel_rows"] = [vars(k) for k in kernels]
+        return out
+
+    def evaluate(self, runtime: str) -> dict[str, Any]:
+        """Accuracy of both artifacts in the runtime itself, on the test split."""
+        logits: dict[str, Tensor] = {}
+        labels = torch.empty(0)
+        out: dict[str, Any] = {}
+        for which in ("dense", "compressed"):
+            artifact, loaded = self._reload(runtime, which)
+            logits[which], labels = predict(
+                lambda x, loaded=loaded: loaded.run(x)[0], self._batches("test")
+            )
+            result = score(logits[which], labels)
+            out[which] = result.to_dict()
+            self._score_records(result, which, "test", runtime=runtime, artifact=artifact)
+        both = agreement(logits["dense"], logits["compressed"], labels)
+        out["agreement"] = both.to_dict()
+        self._record("agreement", both.share, "share", model="compressed", runtime=runtime,
+                     split="test")  # fmt: skip
+        self._record("mcnemar_p", both.mcnemar_p, "p", model="compressed", runtime=runtime,
+                     split="test")  # fmt: skip
+        return out
+
+    def benchmark(self, runtime: str) -> dict[str, Any]:
+        """Time both artifacts side by side."""
+        loaded = {which: self._reload(runtime, which)[1] for which in ("dense", "compressed")}
+        found = time_side_by_side(loaded, rounds=ROUNDS, batch=self.job.batch)
+        found = [r.about(**self._facts(r.subject.get("model", ""))) for r in found]
+        self.records.add(*found)
+        latency = {r.subject["model"]: r for r in found if r.metric == "latency_ms"}
+        ratio = next(r for r in found if r.metric == "speedup")
+        size = {w: self._reload(runtime, w)[0].size_bytes for w in ("dense", "compressed")}
+        for which, n in size.items():
+            self._record("artifact_bytes", n, "bytes", model=which, runtime=runtime)
+        return {
+            "latency_ms": {k: r.value for k, r in latency.items()},
+            "latency": {k: r.to_dict() for k, r in latency.items()},
+            "speedup": {"ratio": ratio.value, "ci95": list(ratio.ci95 or ())},
+            "bytes": size,
+            "warnings": [
+                ["drift", f"{runtime}: timings drifted during the measurement; measure again."]
+                for r in found
+                if r.metric == "drift" and r.value
+            ],
+        }
+
+    # ------------------------------------------------------------------ the end
+
+    def summary(
+        self,
+        dense: dict[str, Any],
+        trained: dict[str, Any],
+        compressed: dict[str, Any],
+        runtimes: dict[str, Any],
+    ) -> dict[str, Any]:
+        """`result.json`."""
+        first = next(iter(runtimes.values()), None)
+        before, after = _column(dense, "dense", runtimes), _column(compressed, "compressed", runtimes)
+        drop = 100 * (
+            (first["evaluate"]["dense"]["top1"] - first["evaluate"]["compressed"]["top1"])
+            if first
+            else dense["test"]["top1"] - compressed["test"]["top1"]
+        )
+        goal = judge(self.job.recipe.goal, drop=drop, runtimes=runtimes, after=after)
+        warnings = [
+            *trained["warnings"],
+            *[w for r in runtimes.values() for w in r["benchmark"]["warnings"]],
+        ]
+        missed = goal["met"] is False
+        value = {
+            "format": 1,
+            "status": "goal missed" if missed else "ok",
+            "exit": 1 if missed else 0,
+            "out": str(self.out),
+            "goal": goal,
+            "before": before,
+            "after": after,
+            "drop_points": drop,
+            "stages": {
+                "dense": {**dense["val"], "split": "val"},
+                "cut": {**(trained["cut"] or compressed["val"]), "split": "val"},
+                "recovered": {**compressed["val"], "split": "val"},
+            },
+            "speedup": {r: v["benchmark"]["speedup"] for r, v in runtimes.items()},
+            "parity": {r: v["export"]["compressed"]["parity"] for r, v in runtimes.items()},
+            "agreement": {
+                "pytorch": compressed["agreement"],
+                **{r: v["evaluate"]["agreement"] for r, v in runtimes.items()},
+            },
+            "kernels": {r: v["export"]["compressed"]["kernels"] for r, v in runtimes.items()},
+            "ledger": {"shares": _ledger_shares(self.out / "ledger.json")},
+            "layers": compressed["layers"],
+            "data": {
+                "name": self.bundle.name,
+                "spec": self.bundle.spec,
+                "splits": dict(self.bundle.notes),
+            },
+            "measurement": {
+                "threads": self.job.threads,
+                "precision_hint": self.job.hint,
+                "batch": self.job.batch,
+                "rounds": ROUNDS,
+            },
+            "versions": versions(),
+            "seed": self.job.recipe.seed,
+            "command": self.job.command,
+            "warnings": [{"code": c, "text": t} for c, t in warnings],
+            "records": str(self.out / "records.jsonl"),
+        }
+        write_json(self.out / "result.json", value)
+        return value
+
+    # ------------------------------------------------------------------ pieces
+
+    def result(self) -> Result:
+        """The finished compressed model, read back from its files: what ships is what is judged."""
+        if not hasattr(self, "_result"):
+            loaded = load_model(self.out, self._example(), factory=self._fresh)
+            self._result = Result(model=loaded.model, plan=loaded.plan, tensors=loaded.tensors)
+        return self._result
+
+    def dense_result(self) -> Result:
+        """The original model with an empty Plan."""
+        if not hasattr(self, "_dense"):
+            spec = self._fresh()
+            self._dense = Result(model=spec.model.eval(), plan=Plan(architecture=spec.architecture))
+        return self._dense
+
+    def _fresh(self) -> ModelSpec:
+        """The original model; without a weights file, initialized from the recipe's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.job.recipe.seed, "init"))
+            spec = resolve(self.job.model, num_classes=self.bundle.classes)
+        if self.job.weights is not None:
+            load_weights(spec.model, self.job.weights)
+        return spec
+
+    def _session(self) -> Session:
+        recipe = self.job.recipe
+        model = self.spec.model.to(self.device)
+        train = recipe.train
+        loader = self._train_loader()
+        return Session(
+            model,
+            recipe,
+            make_optimizer(model, train) if train.epochs else None,
+            example=self._example().to(self.device),
+            steps_per_epoch=len(loader) if train.epochs else None,
+            calibration=_Calibration(self.bundle),
+            profile=self._profile(),
+            architecture=self.spec.architecture,
+        )
+
+    def _profile(self) -> str:
+        names = {r.split(":")[0] for r in self.job.runtimes} - {"pytorch"}
+        return names.pop() if len(names) == 1 else "portable"
+
+    def _train_loader(self) -> Loader:
+        train = self.job.recipe.train
+        return self._loader(
+            self.bundle.train,
+            train.batch_size,
+            seed=self.job.recipe.seed,
+            shuffle=True,
+            augment=self.bundle.augmentation if train.augment == "auto" else train.augment,
+        )
+
+    def _loader(self, images: Any, batch_size: int, **options: Any) -> Loader:
+        return Loader(
+            images,
+            batch_size,
+            mean=self.bundle.mean,
+            std=self.bundle.std,
+            device=str(self.device),
+            **options,
+        )
+
+    def _batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._loader(getattr(self.bundle, split), EVAL_BATCH))
+
+    def _example(self) -> Tensor:
+        x, _ = next(iter(self._loader(self.bundle.train, 2)))
+        return x.cpu()
+
+    def _parity_inputs(self) -> Tensor:
+        x, _ = next(iter(self._loader(self.bundle.test, PARITY_SAMPLES)))
+        return x.cpu()
+
+    def _save(self, path: Path, next_epoch: int) -> None:
+        save_state(path, {"next_epoch": next_epoch, "session": self.session.state_dict()})
+
+    def _scores(self, model: nn.Module, which: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        kept: dict[str, Tensor] = {}
+        model = model.to(self.device)
+        for split in ("val", "test"):
+            logits, labels = predict_module(model, self._batches(split))
+            result = score(logits, labels)
+            out[split] = result.to_dict()
+            kept[split] = logits
+            kept["labels" if split == "test" else "val_labels"] = labels
+            self._score_records(result, which, split)
+        write_atomic_with(
+            self.state / f"predictions-{which}.safetensors", lambda tmp: save_file(kept, tmp)
+        )
+        return out
+
+    def _score_records(
+        self, result: Any, which: str, split: str, runtime: str | None = None,
+        artifact: Artifact | None = None,
+    ) -> None:  # fmt: skip
+        for metric, value, unit in (
+            ("top1", result.top1, "share"), ("top5", result.top5, "share"),
+            ("loss", result.loss, "nats"),
+        ):  # fmt: skip
+            if value is not None:
+                self._record(metric, value, unit, model=which, split=split, n=result.n,
+                             runtime=runtime, artifact=artifact)  # fmt: skip
+
+    def _record(
+        self, metric: str, value: float, unit: str, *, model: str, artifact: Artifact | None = None,
+        runtime: str | None = None, **facts: Any,
+    ) -> None:  # fmt: skip
+        subject = {"model": model} | ({"artifact_sha": artifact.sha} if artifact else {})
+        record = Record(metric, float(value), unit, subject=subject, runtime=runtime or "pytorch", **facts)
+        self.records.add(record.about(**self._facts(model)))
+
+    def _facts(self, which: str) -> dict[str, Any]:
+        return {
+            "seed": self.job.recipe.seed,
+            "recipe_sha": self.job.recipe.sha,
+            "data_sha": self.bundle.sha,
+            "versions": versions(),
+        }
+
+    def _metadata(self, plan: Plan) -> dict[str, str]:
+        return {
+            "gracile": versions()["gracile"],
+            "model": self.job.model,
+            "recipe_sha": self.job.recipe.sha,
+            "plan_sha": sha256(plan.to_json()),
+            "data": self.job.data,
+            "data_sha": self.bundle.sha,
+            "seed": str(self.job.recipe.seed),
+            "torch": torch.__version__,
+        }
+
+    def _exporter(self, runtime: str) -> Callable[..., Artifact]:
+        return registry.get("exporter", runtime.split(":")[0]).obj  # type: ignore[no-any-return]
+
+    def _load(self, runtime: str, artifact: Artifact, model: nn.Module) -> Any:
+        name, device = parse_target(runtime)
+        options = {"module": model} if name == "pytorch" else {}
+        return load_artifact(
+            artifact, threads=self.job.threads, hint=self.job.hint, device=device, **options
+        )
+
+    def _reload(self, runtime: str, which: str) -> tuple[Artifact, Any]:
+        path = self.state / "stages" / f"export-{_slug(runtime)}.json"
+        artifact = Artifact.from_dict(json.loads(path.read_text())[which]["artifact"])
+        result = self.dense_result() if which == "dense" else self.result()
+        return artifact, self._load(runtime, artifact, result.model)
+
+    def _layers(self, result: Result) -> list[dict[str, Any]]:
+        dense = self.dense_result().model
+        before = {r.id: r for r in cost(dense, capture(dense, self._example()))}
+        after = {r.id: r for r in cost(result.model, capture(result.model, self._example()))}
+        bits = {e.at: e.bits for e in result.plan.of_kind("bits") if e.role == "weight"}
+        rows = []
+        for id, row in before.items():
+            if row.weight is None or row.op not in ("conv", "linear", "conv_transpose"):
+                continue
+            new = after.get(id)
+            weight = result.model.get_parameter(row.weight) if new else None
+            rows.append(
+                {
+                    "id": id,
+                    "op": row.op,
+                    "channels_before": dense.get_parameter(row.weight).shape[0],
+                    "channels_after": weight.shape[0] if weight is not None else 0,
+                    "bits": bits.get(row.weight, 32),
+                    "sparsity": float((weight == 0).double().mean()) if weight is not None else 1.0,
+                    "macs_before": row.macs,
+                    "macs_after": new.macs if new else 0,
+                }
+            )
+        return rows
+
+    def _open(self, resume: bool) -> None:
+        """Make the run directory, or check that the one there is the same run."""
+        identity = {
+            "model": self.job.model,
+            "weights": sha256(self.job.weights.read_bytes()) if self.job.weights else None,
+            "data": self.job.data,
+            "data_sha": self.bundle.sha,
+            "recipe_sha": self.job.recipe.sha,
+            "runtimes": list(self.job.runtimes),
+            "device": self.job.device,
+            "threads": self.job.threads,
+        }
+        path = self.state / "run.json"
+        if path.exists():
+            old = json.loads(path.read_text())
+            if not resume:
+                raise UserError(
+                    f"{self.out} already holds a run; continue it with --resume or choose another --out."
+                )
+            for key, value in identity.items():
+                if old["identity"].get(key) != value:
+                    raise ResumeError(
+                        f"{self.out} is a run with {key} {old['identity'].get(key)!r}, not {value!r}; "
+                        "use the same arguments, or another --out."
+                    )
+            torch.set_num_threads(old["environment"]["threads"])
+            now = environment()
+            for key in ("torch", "cpu", "machine"):
+                if old["environment"][key] != now[key]:
+                    raise ResumeError(
+                        f"{self.out} was begun with {key} {old['environment'][key]}, here is "
+                        f"{now[key]}: the result would differ. Start a new run."
+                    )
+            return
+        if self.out.exists() and any(self.out.iterdir()) and not resume:
+            raise UserError(f"{self.out} is not empty and holds no run; choose another --out.")
+        write_atomic(self.out / "recipe.yaml", self.job.recipe.to_yaml().encode())
+        write_json(path, {"identity": identity, "environment": environment()})
+
+
+class _Calibration:
+    """Calibration batches of the recipe, made anew for each pass."""
+
+    def __init__(self, bundle: DataBundle):
+        self.bundle = bundle
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (
+            x for x, _ in calibration_batches(self.bundle, None, CALIBRATION_BATCH).batches(0)
+        )
+
+
+def judge(
+    goal: Goal, *, drop: float, runtimes: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Compare the goal with what was measured: `met` is None without a goal.
+
+    A speed or latency goal counts in every runtime asked for; without a runtime it cannot be met.
+    """
+    checks: list[dict[str, Any]] = []
+
+    def check(what: str, wanted: float, got: float | None, ok: bool) -> None:
+        checks.append({"what": what, "wanted": wanted, "got": got, "met": ok})
+
+    for r, v in runtimes.items():
+        if goal.speedup is not None:
+            ratio = v["benchmark"]["speedup"]["ratio"]
+            check(f"speed-up in {r}", goal.speedup, ratio, ratio >= goal.speedup)
+        if goal.latency_ms is not None:
+            ms = v["benchmark"]["latency_ms"]["compressed"]
+            check(f"latency in {r} (ms)", goal.latency_ms, ms, ms <= goal.latency_ms)
+        if goal.size_mb is not None:
+            mb = v["benchmark"]["bytes"]["compressed"] / 1e6
+            check(f"artifact size in {r} (MB)", goal.size_mb, mb, mb <= goal.size_mb)
+    if not runtimes:
+        if goal.speedup is not None:
+            check("speed-up (no --runtime given to measure it)", goal.speedup, None, False)
+        if goal.latency_ms is not None:
+            check("latency (no --runtime given to measure it)", goal.latency_ms, None, False)
+        if goal.size_mb is not None:
+            mb = after["bytes"] / 1e6
+            check("size (MB)", goal.size_mb, mb, mb <= goal.size_mb)
+    if goal.max_drop is not None:
+        check("top-1 drop (points)", goal.max_drop, drop, drop <= goal.max_drop + 1e-9)
+    met = all(c["met"] for c in checks) if checks else None
+    return {**goal.model_dump(), "met": met, "checks": checks}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a Record carries."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    out = {"python": platform.python_version()}
+    for name in ("gracile", "torch", "onnx", "onnxruntime", "openvino"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device must be cpu or cuda:i, got '{name}'.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine (or this torch) has no CUDA device; use cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu or cuda:i, got '{name}'.")
+    return device
+
+
+def _slug(runtime: str) -> str:
+    return runtime.replace(":", "-")
+
+
+def _last_cut(history: dict[str, list[tuple[float, float]]]) -> dict[str, float] | None:
+    if "val_top1_cut" not in history:
+        return None
+    return {
+        k: history[f"val_{k}_cut"][-1][1] for k in ("top1", "top5", "loss") if f"val_{k}_cut" in history
+    }
+
+
+def _stored_bytes(model: nn.Module, plan: Plan) -> int:
+    bits = {e.at: e.bits for e in plan.of_kind("bits") if e.role == "weight"}
+    return sum(-(-p.numel() * bits.get(n, 32) // 8) for n, p in model.named_parameters())
+
+
+def _kernel_counts(kernels: list[Any]) -> dict[str, int]:
+    integer = [k for k in kernels if k.is_integer]
+    convs = [k for k in kernels if k.is_convolution]
+    return {
+        "total": len(kernels),
+        "integer": len(integer),
+        "float": len(kernels) - len(integer),
+        "convolutions": len(convs),
+        "convolutions_integer": sum(k.is_integer for k in convs),
+    }
+
+
+def _column(scores: dict[str, Any], which: str, runtimes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{k: scores["test"][k] for k in ("top1", "top5", "loss")},
+        "macs": scores["macs"],
+        "params": scores["params"],
+        "bytes": scores["bytes"],
+        "accuracy": {r: v["evaluate"][which]["top1"] for r, v in runtimes.items()},
+        "latency": {r: v["benchmark"]["latency_ms"][which] for r, v in runtimes.items()},
+        "latency_records": {r: v["benchmark"]["latency"][which] for r, v in runtimes.items()},
+        "artifact_bytes": {r: v["benchmark"]["bytes"][which] for r, v in runtimes.items()},
+    }
+
+
+def _ledger_shares(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()).get("shares", {})  # type: ignore[no-any-return]

@@ -1,0 +1,617 @@
+"""The Session: the live state of one compression run, driven by six call-backs from any training loop.
+
+Your own loop keeps working; the names are those of the classic compression scheduler:
+
+    session = gracile.Session(model, "recipe.yaml", optimizer, example=x, steps_per_epoch=len(loader))
+    for epoch in range(epochs):
+        session.on_epoch_begin(epoch)
+        for batch, (x, y) in enumerate(loader):
+            session.on_minibatch_begin(epoch, batch, len(loader))
+            loss = criterion(session.model(x), y)
+            loss = session.before_backward_pass(epoch, batch, len(loader), loss)
+            optimizer.zero_grad(); loss.backward()
+            session.before_parameter_optimization(epoch, batch, len(loader))
+            optimizer.step()
+            session.on_minibatch_end(epoch, batch, len(loader))
+        session.on_epoch_end(epoch)
+    result = session.finish()
+
+`epoch()`, `loss()` and `step()` are short forms of the same.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gracile.analyze.cost import cost
+from gracile.analyze.ledger import Inventory, Ledger, inventory
+from gracile.analyze.ledger import build as build_ledger
+from gracile.core.address import Selector, select
+from gracile.core.lr import Schedule
+from gracile.core.lr import make as make_lr
+from gracile.core.method import Method
+from gracile.core.overlay import Overlays
+from gracile.core.plan import Architecture, Mask, Plan, Remove, check_conflicts, in_order
+from gracile.core.result import Result
+from gracile.core.schedule import Calendar, Instant
+from gracile.core.state import derive_seed
+from gracile.errors import BindError, GracileError, UserError
+from gracile.graph.capture import capture
+from gracile.graph.dependency import ChannelGroup, channel_groups
+from gracile.graph.graph import Graph
+from gracile.graph.instrument import instrument
+from gracile.graph.surgery import apply_removes, remove_edits, verified_apply
+from gracile.models.spec import architecture_sha
+from gracile.recipe.load import load as load_recipe
+from gracile.recipe.schema import Recipe
+from gracile.train.bind import (
+    build_methods,
+    check_claims,
+    check_needs,
+    class_names,
+    timetables,
+)
+
+Note = tuple[str, str, str | float | None, str | None, str, str]
+
+
+class Session:
+    """One compression run.
+
+    Args:
+        model: the network; trained further in place. Use `session.model` from here on.
+        recipe: a Recipe, or the path of one.
+        optimizer: the optimizer of the loop; its state follows every surgery.
+        example: an input batch (or tuple of inputs) on the model's device, batch size >= 2.
+        steps_per_epoch: mini-batches per epoch; needed for times in `it` or `mb` and for
+            learning-rate schedules that count steps.
+        epochs: length of training; default the recipe's `train.epochs`.
+        calibration: batches for methods that observe activations: tensors, or (tensor, label).
+        profile: the target runtime's quantizer profile.
+        architecture: what a checkpoint calls this network; default its class name.
+
+    Raises:
+        RecipeError, BindError, PlanConflict: before anything is changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe | str | Path,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        example: Tensor | tuple[Tensor, ...],
+        steps_per_epoch: int | None = None,
+        epochs: int | None = None,
+        calibration: Iterable[Any] | None = None,
+        profile: str = "portable",
+        architecture: Architecture | None = None,
+    ):
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        self.optimizer = optimizer
+        self.example = example
+        self.profile = profile
+        self.calibration = calibration
+        self.epochs = self.recipe.train.epochs if epochs is None else epochs
+        self.calendar = Calendar(self.epochs, steps_per_epoch, self.recipe.train.accumulate)
+        self.device = _first(example).device
+        self.name = architecture.name if architecture else type(model).__name__
+
+        self.epoch_number, self.batch, self.steps = 0, 0, steps_per_epoch or 0
+        self.inputs: tuple[Tensor, ...] = ()
+        self.outputs: Any = None
+        self.task_loss: Tensor = torch.zeros(())
+        self.terms: dict[str, float] = {}
+        self.history: dict[str, list[tuple[float, float]]] = {}
+        self.warnings: list[tuple[str, str]] = []
+        self.notes: list[Note] = []
+        self.changed = False  # what the model computes was changed by a method since last asked
+        self.finished = False
+        self._masks: dict[str, dict[str, Tensor]] = {}  # address -> method id -> keep-mask
+        self._graph: Graph | None = None
+        self._groups: list[ChannelGroup] | None = None
+        self._schedule: Schedule | None = None
+
+        arch = architecture or Architecture(name=self.name)
+        arch = arch.model_copy(update={"sha256": arch.sha256 or architecture_sha(model)})
+        self.plan = Plan(architecture=arch)
+        self.model = model
+        self.methods = build_methods(self.recipe)
+        check_needs(
+            self.methods,
+            epochs=self.epochs,
+            calibration=calibration is not None,
+            teacher=True,
+        )
+        lines = self.recipe.lines
+        self.timetables = timetables(self.methods, self.calendar, lines)
+        self.fired = {m.id: 0 for m in self.methods}
+        self.original = _stock(model, self.graph)
+        self.teacher: nn.Module | None = None
+        if any("teacher" in m.needs for m in self.methods):
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self.overlays = Overlays(model)
+        self._watch = self._watch_forward(model)
+        try:
+            for m in self.methods:
+                m.on_attach(self)
+            check_claims(self.methods, self, lines)
+        except BaseException:
+            self.overlays.detach()
+            self._watch.remove()
+            raise
+        self._start_lr()
+
+    # ------------------------------------------------------------------ the six call-backs
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Call before the first batch of an epoch, counted from 0."""
+        self.epoch_number, self.batch = epoch, 0
+        self._fire((epoch, 0))
+        self._each("on_epoch_start")
+
+    def on_minibatch_begin(self, epoch: int, batch: int, steps: int) -> None:
+        """Call before the forward of each mini-batch."""
+        self.epoch_number, self.batch, self.steps = epoch, batch, steps
+        if self.calendar.steps is not None and steps != self.calendar.steps:
+            raise UserError(
+                f"the session was made for {self.calendar.steps} mini-batches per epoch, the loop "
+                f"has {steps}; pass steps_per_epoch={steps}."
+            )
+        if batch > 0:
+            self._fire((epoch, batch))
+        self._set_lr()
+        self._each("on_batch_start")
+
+    def before_backward_pass(self, epoch: int, batch: int, steps: int, loss: Tensor) -> Tensor:
+        """Return the loss to call `backward()` on: the task's plus the methods' terms."""
+        self.task_loss = loss
+        extra: list[Tensor] = []
+        self.terms = {"task": float(loss.detach())}
+        for m in self.methods:
+            for name, term in m.on_loss(self).items():
+                self.terms[name] = float(term.detach())
+                if name == "task":
+                    self.task_loss = term
+                else:
+                    extra.append(term)
+        total = self.task_loss
+        for term in extra:
+            total = total + term
+        return total
+
+    def before_parameter_optimization(self, epoch: int, batch: int, steps: int) -> None:
+        """Call when gradients are complete, before `optimizer.step()`."""
+        self._each("on_before_step")
+
+    def on_minibatch_end(self, epoch: int, batch: int, steps: int) -> None:
+        """Call after the mini-batch, whether or not the optimizer stepped."""
+        self._each("on_batch_end")
+        self.inputs, self.outputs = (), None
+
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Call after the epoch; `metrics` (val_top1, val_loss, ...) are kept as curves."""
+        self.batch = self.steps
+        for name, value in (metrics or {}).items():
+            self.track(name, value)
+        self._each("on_epoch_end")
+        if self._schedule is not None:
+            self._schedule.end_epoch(dict(metrics or {}))
+
+    # ------------------------------------------------------------------ the short forms
+
+    @contextmanager
+    def epoch(self) -> Iterator[int]:
+        """`with session.epoch(): ...` around one epoch of your loop; needs steps_per_epoch."""
+        if self.calendar.steps is None:
+            raise UserError("session.epoch() needs steps_per_epoch=len(loader).")
+        number = getattr(self, "_next_epoch", 0)
+        self.on_epoch_begin(number)
+        self._cursor = 0
+        self.on_minibatch_begin(number, 0, self.calendar.steps)
+        yield number
+        self._next_epoch = number + 1
+        self.on_epoch_end(number)
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """Short form of `before_backward_pass`."""
+        return self.before_backward_pass(self.epoch_number, self.batch, self.steps, loss)
+
+    def step(self) -> None:
+        """Short form: hooks before the step, `optimizer.step()`, hooks after it, next mini-batch."""
+        if self.optimizer is None:
+            raise UserError("session.step() needs an optimizer: Session(model, recipe, optimizer).")
+        e, b, n = self.epoch_number, self.batch, self.steps
+        self.before_parameter_optimization(e, b, n)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.on_minibatch_end(e, b, n)
+        if b + 1 < n:
+            self.on_minibatch_begin(e, b + 1, n)
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, calibration: Iterable[Any] | None = None) -> Result:
+        """Fire what is due `at: end`, collect the Edits and return the compressed model.
+
+        Raises:
+            GracileError: a method did not fire as often as its timetable says.
+        """
+        if self.finished:
+            raise UserError("finish() was called before; make a new Session for another run.")
+        if calibration is not None:
+            self.calibration = calibration
+        for m in self.methods:
+            table = self.timetables.get(m.id)
+            if table is not None and table.at_end:
+                self._fire_one(m, table.progress(len(table) - 1))
+        self._check_fired()
+        edits = in_order([e for m in self.methods for e in m.on_detach(self)])
+        check_conflicts(edits, self.recipe.lines)
+        self.plan = self.plan.extended(edits)
+        tensors = self._collect_tensors()
+        self._bake()
+        self.overlays.detach()
+        self._watch.remove()
+        self.model.eval()
+        self.finished = True
+        return Result(
+            model=self.model,
+            plan=self.plan,
+            ledger=self._ledger(),
+            tensors=tensors,
+            history=self.history,
+            warnings=self.warnings,
+        )
+
+    # ------------------------------------------------------------------ what methods may use
+
+    @property
+    def graph(self) -> Graph:
+        """The captured graph of the model as it is now."""
+        if self._graph is None:
+            self._graph = capture(self.model, self.example)
+        return self._graph
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """Channels that must be cut together, in the model as it is now."""
+        if self._groups is None:
+            self._groups = channel_groups(self.model, self.graph)
+        return self._groups
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """Plain names of all parameters."""
+        return frozenset(n for n, _ in self.model.named_parameters())
+
+    def tensors(self, selector: Selector) -> list[str]:
+        """Parameter addresses a selector means.
+
+        Raises:
+            BindError: a pattern matches nothing.
+        """
+        names = [n for n, _ in self.model.named_parameters()]
+        return select(selector, names, class_names(self.model), model=self.name)
+
+    def parameter(self, address: str) -> nn.Parameter:
+        """The stored parameter (without overlays)."""
+        return self.model.get_parameter(address)
+
+    def active(self, m: Method) -> bool:
+        """Whether now lies in the span of a method's `when` (always, if it has none)."""
+        when = m.options.timing
+        if when is None:
+            return True
+        now = self.epoch_number * (self.calendar.steps or 1)
+        now += self.batch if self.calendar.steps else 0
+        start = self.calendar.minibatch(when.start) if when.start else 0
+        stop = self.calendar.minibatch(when.stop) if when.stop else self.calendar.total
+        return start <= now < stop
+
+    def set_mask(self, by: str, address: str, keep: Tensor) -> None:
+        """Lay a keep-mask of one method on a tensor; masks of several methods intersect."""
+        keep = keep.to(device=self.parameter(address).device, dtype=torch.bool)
+        self._masks.setdefault(address, {})[by] = keep
+        self._lay_mask(address)
+        self.changed = True
+
+    def mask(self, address: str) -> Tensor | None:
+        """The combined keep-mask of a tensor (on the CPU), or None."""
+        masks = list(self._masks.get(address, {}).values())
+        return torch.stack(masks).all(0).cpu() if masks else None
+
+    def own_mask(self, by: str, address: str) -> Tensor:
+        """The keep-mask one method laid on a tensor; all True if none."""
+        mask = self._masks.get(address, {}).get(by)
+        return torch.ones_like(self.parameter(address), dtype=torch.bool) if mask is None else mask
+
+    def mask_edits(self, by: str) -> list[Mask]:
+        """Mask edits for what a method masked and no surgery has cut."""
+        out = []
+        for address, masks in self._masks.items():
+            if by in masks and not bool(masks[by].all()):
+                share = 1.0 - float(masks[by].float().mean())
+                out.append(Mask(by=by, at=address, key=f"{address}.mask", sparsity=share))
+        return out
+
+    def instrument(self, after: Mapping[str, nn.Module]) -> None:
+        """Call these modules on the outputs of graph nodes from now on; replaces `session.model`."""
+        if self.graph.module is None:
+            raise BindError(
+                f"the forward of {self.name} cannot be rewritten, so activations cannot be "
+                f"quantized: {self.graph.reason}"
+            )
+        training = self.model.training
+        new = instrument(self.graph, after).train(training)
+        self._replace_model(new)
+
+    def cut(self, gone: Mapping[str, Iterable[int]], *, by: str) -> None:
+        """Remove units of channel groups: `gone` maps group id -> unit numbers."""
+        self.apply(remove_edits(self.groups, {k: set(v) for k, v in gone.items()}, by))
+
+    def apply(self, edits: Sequence[Any]) -> None:
+        """Verified surgery in mid-training: optimizer state, masks and methods follow.
+
+        Raises:
+            VerificationError: the cut would change what the model computes; nothing was changed.
+        """
+        edits = in_order(edits)
+        other = [e for e in edits if not isinstance(e, Remove)]
+        if other:
+            raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
+        self._without_overlays(
+            lambda: verified_apply(
+                self.model, edits, examples=self._examples(), optimizer=self.optimizer
+            )
+        )
+        self._masks = {a: _sliced_masks(a, m, edits) for a, m in self._masks.items()}
+        self.plan = self.plan.extended(edits)
+        self._graph = self._groups = None
+        for address in list(self._masks):
+            self._lay_mask(address)
+        for m in self.methods:
+            m.on_surgery(self, edits)
+        self.changed = True
+
+    def calibrate(self, m: Method) -> None:
+        """Run the calibration batches without gradient, calling `m.on_calibrate(self)` after each.
+
+        Raises:
+            BindError: the session has no calibration data.
+        """
+        if self.calibration is None:
+            raise BindError(
+                f"'{m.id}' needs calibration data: Session(..., calibration=batches) or "
+                "finish(calibration=batches)."
+            )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for item in self.calibration:
+                    x = item[0] if isinstance(item, (tuple, list)) else item
+                    self.model(x.to(self.device))
+                    m.on_calibrate(self)
+        finally:
+            self.model.train(was_training)
+        self.changed = True
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A generator of its own for one purpose, derived from the recipe's seed."""
+        return torch.Generator().manual_seed(derive_seed(self.recipe.seed, *purpose))
+
+    def track(self, name: str, value: float) -> None:
+        """Add a point to a curve of the report, at the present moment of training."""
+        now = self.epoch_number + (self.batch / self.steps if self.steps else 0.0)
+        self.history.setdefault(name, []).append((now, float(value)))
+
+    def warn(self, code: str, text: str) -> None:
+        """Keep a warning for the user and the report; the same one is kept once."""
+        if (code, text) not in self.warnings:
+            self.warnings.append((code, text))
+
+    def note(
+        self,
+        address: str,
+        axis: str,
+        value: str | float | None,
+        reason: str | None,
+        why: str = "",
+        by: str = "",
+    ) -> None:
+        """Keep a line of the coverage ledger."""
+        self.notes.append((address, axis, value, reason, why, by))
+
+    # ------------------------------------------------------------------ stop and go on
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an identical continuation needs, at an epoch boundary: tensors and JSON values."""
+        return {
+            "plan": self.plan.to_json(),
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "methods": {m.id: m.state_dict() for m in self.methods},
+            "masks": self._masks,
+            "fired": dict(self.fired),
+            "history": self.history,
+            "warnings": self.warnings,
+            "notes": self.notes,
+            "lr": self._schedule.state_dict() if self._schedule else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring a fresh Session (same model, recipe and data) to a stored state.
+
+        Raises:
+            UserError: the state belongs to another network.
+        """
+        plan = Plan.model_validate_json(state["plan"])
+        if plan.architecture.sha256 != self.plan.architecture.sha256:
+            raise UserError("the stored state belongs to another network than this one.")
+        removes = [e for e in plan if isinstance(e, Remove)]
+        self._without_overlays(
+            lambda: apply_removes(self.model, removes, optimizer=self.optimizer)
+        )
+        self.plan = plan
+        self._graph = self._groups = None
+        self._masks = {a: dict(m) for a, m in state["masks"].items()}
+        for address in self._masks:
+            self._lay_mask(address)
+        for m in self.methods:
+            if removes:
+                m.on_surgery(self, removes)
+            m.load_state_dict(state["methods"][m.id])
+        self.model.load_state_dict(state["model"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.fired = {k: int(v) for k, v in state["fired"].items()}
+        self.history = {k: [(t, v) for t, v in c] for k, c in state["history"].items()}
+        self.warnings = [(c, t) for c, t in state["warnings"]]
+        self.notes = [tuple(n) for n in state["notes"]]
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["lr"])
+
+    # ------------------------------------------------------------------ inside
+
+    def _each(self, hook: str) -> None:
+        for m in self.methods:
+            getattr(m, hook)(self)
+
+    def _fire(self, instant: Instant) -> None:
+        for m in self.methods:
+            table = self.timetables.get(m.id)
+            k = table.index(instant) if table is not None else None
+            if table is not None and k is not None:
+                self._fire_one(m, table.progress(k))
+
+    def _fire_one(self, m: Method, progress: float) -> None:
+        m.on_fire(self, progress)
+        self.fired[m.id] += 1
+
+    def _check_fired(self) -> None:
+        for m in self.methods:
+            table = self.timetables.get(m.id)
+            if table is not None and self.fired[m.id] != len(table):
+                raise GracileError(
+                    f"'{m.id}' fired {self.fired[m.id]} of {len(table)} times: training ended before "
+                    f"its timetable did. It needs {self.epochs} epochs, each begun with "
+                    "on_epoch_begin()."
+                )
+
+    def _examples(self) -> list[Any]:
+        noise = torch.randn(
+            _first(self.example).shape, generator=self.generator("surgery"), dtype=torch.float32
+        ).to(self.device)
+        return [self.example, noise] if isinstance(self.example, Tensor) else [self.example]
+
+    def _lay_mask(self, address: str) -> None:
+        masks = list(self._masks[address].values())
+        if not masks or all(bool(m.all()) for m in masks):
+            self.overlays.remove(address, "mask")
+            return
+        keep = torch.stack(masks).all(0)
+        self.overlays.set(address, "mask", lambda w: w * keep.to(w.dtype))
+
+    def _without_overlays(self, action: Callable[[], Any]) -> None:
+        layers = self.overlays.pause()
+        self._watch.remove()
+        try:
+            action()
+        finally:
+            self.overlays = Overlays(self.model, layers)
+            self._watch = self._watch_forward(self.model)
+
+    def _replace_model(self, new: nn.Module) -> None:
+        layers = self.overlays.pause()
+        self._watch.remove()
+        self.model = new
+        self.overlays = Overlays(new, layers)
+        self._watch = self._watch_forward(new)
+        self._graph = self._groups = None
+        self.changed = True
+
+    def _watch_forward(self, model: nn.Module) -> Any:
+        def keep(_m: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if torch.is_grad_enabled():
+                self.inputs, self.outputs = args, output
+
+        return model.register_forward_hook(keep)
+
+    def _start_lr(self) -> None:
+        spec = self.recipe.train.lr
+        if spec is None or self.optimizer is None:
+            return
+        for g in self.optimizer.param_groups:
+            g.setdefault("initial_lr", g["lr"])
+        base = self.optimizer.param_groups[0]["initial_lr"]
+        self._schedule = make_lr(
+            spec, base_lr=base, epochs=self.epochs, steps_per_epoch=self._optimizer_steps()
+        )
+
+    def _optimizer_steps(self) -> int | None:
+        if self.calendar.steps is None:
+            return None
+        return -(-self.calendar.steps // self.calendar.accumulate)
+
+    def _set_lr(self) -> None:
+        if self._schedule is None or self.optimizer is None:
+            return
+        step = self.epoch_number * (self._optimizer_steps() or 1)
+        step += self.batch // self.calendar.accumulate if self.calendar.steps else 0
+        base = self.optimizer.param_groups[0]["initial_lr"]
+        lr = self._schedule.lr(self.epoch_number, step)
+        momentum = self._schedule.momentum(self.epoch_number, step)
+        for g in self.optimizer.param_groups:
+            g["lr"] = lr * g["initial_lr"] / base
+            if momentum is not None:
+                if "momentum" in g:
+                    g["momentum"] = momentum
+                elif "betas" in g:
+                    g["betas"] = (momentum, *g["betas"][1:])
+
+    def _collect_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for m in self.methods:
+            for key, value in getattr(m, "tensors", dict)().items():
+                tensors[key] = value.detach().cpu().clone()
+        for edit in self.plan.of_kind("mask"):
+            mask = self.mask(edit.at)
+            if mask is not None:
+                tensors[edit.key] = mask
+        return tensors
+
+    def _bake(self) -> None:
+        with torch.no_grad():
+            values = {a: self.overlays.effective(a).detach() for a in self.overlays.addresses()}
+            for address, value in values.items():
+                self.parameter(address).data.copy_(value)
+
+    def _ledger(self) -> Ledger:
+        after = _stock(self.model, capture(self.model, self.example))
+        return build_ledger(self.original, after, self.plan, self.notes)
+
+
+def _stock(model: nn.Module, graph: Graph) -> Inventory:
+    macs = {row.id: row.macs for row in cost(model, graph)}
+    return inventory(model.named_parameters(), graph, macs)
+
+
+def _sliced_masks(address: str, masks: dict[str, Tensor], edits: Sequence[Remove]) -> dict[str, Tensor]:
+    for edit in edits:
+        for part in edit.group:
+            if part.at == address:
+                index = torch.tensor(part.keep)
+                masks = {
+                    k: m.index_select(part.dim, index.to(m.device)) for k, m in masks.items()
+                }
+    return masks
+
+
+def _first(example: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return example if isinstance(example, Tensor) else example[0]

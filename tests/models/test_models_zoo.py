@@ -1,0 +1,180 @@
+"""The zoo: published sizes, published names, published accuracy."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from gracile import registry
+from gracile.data.loader import Loader
+from gracile.data.sets import open_data
+from gracile.models.mobilenet_v2 import InvertedResidual, round_channels
+from gracile.models.resnet_cifar import CifarResNet
+from gracile.models.spec import list_models, load_weights, resolve
+
+NAMES = [entry.name for entry in list_models()]
+CIFAR = [n for n in NAMES if "cifar" in n]
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def conv_macs(model, example):
+    """MACs of convolutions and linear layers, counted while the model runs."""
+    total = 0
+
+    def count(module, _, out):
+        nonlocal total
+        pixels = out[0, 0].numel() if out.dim() == 4 else 1
+        total += module.weight.numel() * pixels
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model.eval()(example)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet20_cifar_a", 269_722),  # table 6 of the paper: 0.27 M
+        ("resnet32_cifar_a", 464_154),  # 0.46 M
+        ("resnet44_cifar_a", 658_586),  # 0.66 M
+        ("resnet56_cifar_a", 853_018),  # 0.85 M
+        ("resnet20_cifar", 272_474),  # + 2 projections: 16*32 + 32*64 weights, 4 BN vectors
+        ("resnet110_cifar", 1_730_714),
+        ("resnet18", 11_689_512),  # as torchvision documents
+        ("resnet50", 25_557_032),
+        ("mobilenet_v2", 3_504_872),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, count):
+    assert parameters(resolve(name).model) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "giga"),
+    [("resnet18", 224, 1.814), ("resnet50", 224, 4.089), ("mobilenet_v2", 224, 0.301)],
+)
+def test_macs_at_224_are_the_published_ones(name, size, giga):
+    macs = conv_macs(resolve(name).model, torch.zeros(1, 3, size, size))
+    assert macs / 1e9 == pytest.approx(giga, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "mega"), [("resnet20_cifar_a", 40.55), ("resnet56_cifar_a", 125.49)]
+)
+def test_macs_of_the_cifar_networks(name, mega):
+    macs = conv_macs(resolve(name).model, torch.zeros(1, 3, 32, 32))
+    assert macs / 1e6 == pytest.approx(mega, abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_traced_by_fx_and_computes_the_same(name):
+    torch.manual_seed(0)
+    model = resolve(name, num_classes=3).model.eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_activation_is_called_once(name):
+    model = resolve(name).model
+    calls = [n.target for n in fx.symbolic_trace(model).graph.nodes if n.op == "call_module"]
+    active = [n for n, m in model.named_modules() if isinstance(m, nn.ReLU | nn.ReLU6)]
+    assert active
+    assert all(calls.count(n) == 1 for n in active)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_classes_and_channels(name):
+    model = resolve(f"{name}?num_classes=7&in_channels=1").model.eval()
+    with torch.no_grad():
+        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_weights(name):
+    def build():
+        torch.manual_seed(3)
+        return resolve(name).model.state_dict().values()
+
+    assert all(torch.equal(a, b) for a, b in zip(build(), build(), strict=True))
+
+
+def test_padded_shortcut_has_no_parameters_and_centres_the_channels():
+    model = resolve("resnet20_cifar_a").model
+    pad = model.layer2[0].downsample
+    assert not list(pad.parameters())
+    out = pad(torch.ones(1, 16, 4, 4))
+    assert out.shape == (1, 32, 2, 2)
+    assert out[0, :, 0, 0].tolist() == [0.0] * 8 + [1.0] * 16 + [0.0] * 8
+
+
+def test_projection_shortcuts_have_distillers_names():
+    names = {n for n, _ in resolve("resnet20_cifar").model.named_parameters()}
+    assert {"layer2.0.downsample.0.weight", "layer3.0.downsample.1.bias", "fc.weight"} <= names
+    assert not any(n.startswith("layer1.0.downsample") for n in names)
+    modules = dict(resolve("resnet20_cifar").model.named_modules())
+    assert {"layer1.0.relu1", "layer1.0.relu2", "avgpool"} <= set(modules)
+
+
+def test_depth_that_is_not_6n_plus_2_is_refused():
+    with pytest.raises(ValueError, match="6n \\+ 2"):
+        CifarResNet(21, num_classes=10, in_channels=3, padded=True)
+
+
+def test_small_images_keep_a_4x4_map_and_the_weights_of_mobilenet():
+    small, large = resolve("mobilenet_v2?small_images=true").model, resolve("mobilenet_v2").model
+    x = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        assert small.eval().features(x).shape[2:] == (4, 4)
+        assert large.eval().features(x).shape[2:] == (1, 1)
+    small.load_state_dict(large.state_dict())
+
+
+def test_small_images_drop_the_pooling_of_resnet():
+    model = resolve("resnet18?small_images=true").model.eval()
+    with torch.no_grad():
+        stem = model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32)))
+    assert stem.shape == (1, 64, 32, 32)
+
+
+def test_width_mult_rounds_to_eight():
+    model = resolve("mobilenet_v2?width_mult=0.5").model
+    widths = [m.conv[-1].num_features for m in model.features if isinstance(m, InvertedResidual)]
+    assert widths == [8, 16, 16, 16, 16, 16] + [32] * 4 + [48] * 3 + [80] * 3 + [160]
+    assert model.classifier[1].in_features == 1280
+
+
+def test_rounding_never_loses_more_than_a_tenth():
+    for channels in range(8, 400):
+        rounded = round_channels(channels)
+        assert rounded % 8 == 0
+        assert rounded >= 0.9 * channels
+
+
+def test_every_model_says_where_it_is_from():
+    assert all(e.source and e.summary for e in list_models())
+    assert registry.get("model", "resnet20_cifar_a").source != (
+        registry.get("model", "resnet20_cifar").source
+    )
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_published_weights_load_strictly(models_dir, depth):
+    model = resolve(f"resnet{depth}_cifar_a").model
+    load_weights(model, models_dir / f"resnet{depth}-cifar10.safetensors")
+
+
+def test_resnet20_gets_91_5_percent_of_the_exact_test_images_right(data_dir, models_dir):
+    bundle = open_data(f"parquet:{data_dir / 'cifar10-exact-subset'}")
+    model = resolve("resnet20_cifar_a", num_classes=bundle.classes).model.eval()
+    load_weights(model, models_dir / "resnet20-cifar10.safetensors")
+    batches = Loader(bundle.test, 250, mean=bundle.mean, std=bundle.std)
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    assert (right, len(bundle.test)) == (915, 1000)
