@@ -1,5 +1,7 @@
 """Costs against numbers that others published or a pencil gives."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ def resnet(depth):
     """CIFAR ResNet with parameter-free shortcuts, He et al. 2015, section 4.2."""
     n, widths = (depth - 2) // 6, (16, 16, 32, 64)
     layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    for cin, cout in zip(widths, widths[1:], strict=False):
+    for cin, cout in pairwise(widths):
         for k in range(n):
             first = k == 0
             layers.append(Block(cin if first else cout, cout, 2 if first and cin != cout else 1))

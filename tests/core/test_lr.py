@@ -145,9 +145,7 @@ def test_plateau_equals_torch(args, seed):
     spec = {"class": "ReduceLROnPlateau", "metric": "m", **args}
     ours = lr.make(spec, base_lr=BASE, epochs=STEPS, steps_per_epoch=None)
     for epoch, value in enumerate(values):
-        assert math.isclose(
-            ours.lr(epoch, epoch), optimizer.param_groups[0]["lr"], rel_tol=1e-9
-        )
+        assert math.isclose(ours.lr(epoch, epoch), optimizer.param_groups[0]["lr"], rel_tol=1e-9)
         theirs.step(value)
         ours.end_epoch({"m": value})
 

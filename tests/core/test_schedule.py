@@ -26,7 +26,9 @@ def test_a_time_reads_back_from_its_text(time):
     assert Time.parse(str(time)) == time
 
 
-@pytest.mark.parametrize("text", ["0.00001ep", "123456789012345678901ep", "0.1234567890123456789ep"])
+@pytest.mark.parametrize(
+    "text", ["0.00001ep", "123456789012345678901ep", "0.1234567890123456789ep"]
+)
 def test_text_of_a_time_is_exact(text):
     assert str(Time.parse(text)) == text
     assert Time.parse(text).value == Fraction(text[:-2])
@@ -80,7 +82,9 @@ def test_a_when_that_cannot_be_meant_is_refused(when, message):
 
 
 def test_a_when_writes_itself():
-    assert str(When(start="0ep", stop="2ep", every="50it")) == "{start: 0ep, stop: 2ep, every: 50it}"
+    assert (
+        str(When(start="0ep", stop="2ep", every="50it")) == "{start: 0ep, stop: 2ep, every: 50it}"
+    )
     assert str(When(at="end")) == "{at: end}"
     dumped = When(start="0.5ep", every="3mb").model_dump(mode="json")
     assert dumped == {"at": None, "start": "0.5ep", "stop": None, "every": "3mb"}

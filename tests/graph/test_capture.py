@@ -140,7 +140,7 @@ def test_capture_leaves_the_model_as_it_was():
     model.layer[0].eval()
     seen = []
     model.stem.register_forward_hook(lambda *_: seen.append(1))
-    before = copy.deepcopy(model.state_dict())
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     attributes = set(model.__dict__)
     for cls in (Net, LooksAtSize, LooksAtValues):
         model.__class__ = cls
@@ -151,6 +151,7 @@ def test_capture_leaves_the_model_as_it_was():
     )  # fmt: skip
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert seen == []
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_an_observing_quantizer_is_not_shown_the_example():

@@ -12,7 +12,7 @@ from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
 from gracile.graph.instrument import instrument
 from gracile.graph.surgery import remove_edits, verified_apply
-from gracile.quantize.placement import Grid, Profile
+from gracile.quantize.profile import Grid, Profile
 
 PROFILE = Profile(
     name="test",

@@ -4,8 +4,9 @@ import pytest
 
 from gracile.errors import BindError, UserError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize import placement
-from gracile.quantize.placement import Grid, Placement, Profile, load_profile, place
+from gracile.quantize import profile as profile_file
+from gracile.quantize.placement import Placement, place
+from gracile.quantize.profile import Grid, Profile, load_profile
 
 PROFILE = Profile(
     name="test",
@@ -271,7 +272,7 @@ def test_weights_that_no_integer_operator_reads_are_refused():
 
 
 def test_profiles_are_read_from_yaml(monkeypatch, tmp_path):
-    monkeypatch.setattr(placement.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(profile_file.resources, "files", lambda package: tmp_path)
     (tmp_path / "mine.yaml").write_text(
         "activations: {signed: true}\nweights: {signed: true, axis: 0}\nops_integer: [conv]\n"
     )
@@ -286,3 +287,10 @@ def test_profiles_are_read_from_yaml(monkeypatch, tmp_path):
         load_profile("bad")
     with pytest.raises(UserError, match=r"no quantization profile 'mnie'\. Nearest: 'mine'"):
         load_profile("mnie")
+
+
+@pytest.mark.parametrize("name", ["portable", "onnxruntime", "openvino"])
+def test_the_profiles_that_come_along_fit_the_schema_and_the_residual_block(name):
+    p = place_all(RESIDUAL, load_profile(name))
+    assert {"x", "relu1", "bn2", "relu2", "pool", "flatten"} <= set(where(p))
+    assert p.skipped == ()

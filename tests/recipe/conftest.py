@@ -1,5 +1,6 @@
 """A method and kernels that exist only in these tests, so that recipes can name something."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -12,13 +13,16 @@ from gracile.core.schedule import When
 from gracile.recipe.fields import KernelRef, Level, Selector, kernel
 
 
-@pytest.fixture(autouse=True)
-def test_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the methods and criteria below are registered while a test of this room runs."""
+@pytest.fixture(scope="module")
+def toy_methods() -> Iterator[None]:
+    """Only the methods and criteria below are registered while a module that asks for it runs."""
+    registry.load("ramp")
     kept = {k: v for k, v in registry._entries.items() if k[0] not in ("method", "criterion")}
-    monkeypatch.setattr(registry, "_entries", kept)
-    monkeypatch.setattr(registry, "_loaded", registry._loaded | {"method", "criterion"})
-    _register()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_entries", kept)
+        patch.setattr(registry, "_loaded", registry._loaded | {"method", "criterion"})
+        _register()
+        yield
 
 
 def _register() -> None:
@@ -110,7 +114,7 @@ methods:
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def valid() -> str:
     """A recipe that uses most of the grammar."""
     return VALID

@@ -112,6 +112,7 @@ def result():
                 "test": "10 000, used once, at the end",
             },
         },
+        "measurement": {"threads": 1, "precision_hint": "f32", "batch": 1, "rounds": 7},
         "versions": {"gracile": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "seed": 0,
         "warnings": [

@@ -106,7 +106,7 @@ def test_latency_is_described_by_the_record_the_result_carries(tmp_path):
     assert page.tables["Conditions"][1] == [
         "OpenVINO", "before", "7.000", "0.500", "–", "5", "2", "–", "–",
     ]  # fmt: skip
-    assert "OpenVINO: 2 threads, 5 rounds." in page.words
+    assert "OpenVINO: 2 threads." in page.words
 
 
 def test_a_prediction_never_stands_in_a_table_of_measurements(tmp_path):

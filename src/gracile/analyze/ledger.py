@@ -404,6 +404,8 @@ class _Facts:
         """Grid of the values an operator hands on; one that only moves values keeps its input's."""
         while (found := self.value_bits.get((id, "output"))) is None:
             operator = self.after.operators.get(id)
+            if operator is not None and operator.op == "input":
+                return self.value_bits.get((id, "input"))
             if operator is None or operator.op not in MOVES_VALUES or not operator.inputs:
                 return None
             id = operator.inputs[0]

@@ -27,10 +27,25 @@ def show(result: dict[str, Any], as_json: bool) -> int:
         out.print(summary(result))
         for w in result.get("warnings", []):
             out.print(f"[yellow]warning[/yellow] {w['code']}: {w['text']}")
-        for line in verdicts(result["goal"]):
-            out.print(line)
+        for line in [*proofs(result), *verdicts(result["goal"])]:
+            out.print(line, soft_wrap=True)
         out.print(f"report: {Path(result['out']) / 'report.html'}", soft_wrap=True)
     return int(result["exit"])
+
+
+def proofs(result: dict[str, Any]) -> list[str]:
+    """One line per runtime: speed-up with interval, agreement with the original, integer kernels."""
+    lines = []
+    for runtime, ratio in result["speedup"].items():
+        a, k = result["agreement"][runtime], result["kernels"][runtime]
+        low, high = ratio["ci95"]
+        lines.append(
+            f"{runtime}: {ratio['ratio']:.2f}x faster (95 % CI {low:.2f} to {high:.2f}); "
+            f"{100 * a['share']:.1f} % of {a['n']} answers as before "
+            f"({a['lost']} lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.3g}); "
+            f"{k['convolutions_integer']} of {k['convolutions']} convolutions in integer kernels"
+        )
+    return lines
 
 
 def verdicts(goal: dict[str, Any]) -> list[str]:

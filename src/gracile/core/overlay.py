@@ -58,10 +58,10 @@ class Overlays:
     def effective(self, address: str, upto: str | None = None) -> Tensor:
         """The tensor the forward uses: stored value through all overlays (up to one layer)."""
         value: Tensor = self.model.get_parameter(address)
+        wanted = ORDER if upto is None else ORDER[: ORDER.index(upto) + 1]
         for layer, fn in self._layers.get(address, {}).items():
-            value = fn(value)
-            if layer == upto:
-                break
+            if layer in wanted:
+                value = fn(value)
         return value
 
     def pause(self) -> dict[str, dict[str, Laid]]:

@@ -97,6 +97,17 @@ def quiet(model: nn.Module) -> Iterator[None]:
             q.mode = mode
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The same random numbers every time, without touching anyone's generators."""
+    ready = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if ready else []):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach a sleeping GPU
+        if ready:
+            torch.cuda.manual_seed_all(0)
+        yield
+
+
 def bare_copy(model: nn.Module) -> nn.Module:
     """A deep copy without hooks; what hooks refer to is not copied along."""
     with bare(model):
@@ -105,8 +116,7 @@ def bare_copy(model: nn.Module) -> nn.Module:
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with repeatable():
             return model(*inputs)
     except Exception as e:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
@@ -123,8 +133,7 @@ def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any) -> Graph
         module.eval()
         recorder = _Recorder(module)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with repeatable():
                 got = recorder.run(*inputs)
         except Exception as e:
             text = str(e).strip().split("\n")[0]

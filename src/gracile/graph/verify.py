@@ -6,8 +6,7 @@ channels, dropout is off.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from gracile.core.plan import Remove
 from gracile.errors import GracileError, UserError, VerificationError
-from gracile.graph.capture import as_inputs, capture, quiet
+from gracile.graph.capture import as_inputs, capture, quiet, repeatable
 from gracile.graph.channels import Channels, Flow
 from gracile.graph.dependency import follow
 from gracile.graph.trace import CannotTrace, trace
@@ -315,7 +314,7 @@ def _double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def _forward(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> Any:
     model.train(training)
-    with _repeatable(), quiet(model), _NoDropout():
+    with repeatable(), quiet(model), _NoDropout():
         return model(*(x.clone() for x in inputs))
 
 
@@ -327,7 +326,7 @@ def _outputs(
     module.train(training)
     keeper = _Keeper(module)
     try:
-        with torch.no_grad(), _repeatable(), quiet(module), _NoDropout():
+        with torch.no_grad(), repeatable(), quiet(module), _NoDropout():
             keeper.run(*(x.clone() for x in inputs))
     except Exception:
         return keeper.seen
@@ -343,13 +342,6 @@ class _Keeper(fx.Interpreter):
         out = super().run_node(n)
         self.seen[n.meta["id"]] = out.clone() if isinstance(out, Tensor) else out
         return out
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 class _NoDropout(TorchFunctionMode):

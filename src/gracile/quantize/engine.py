@@ -19,14 +19,9 @@ from gracile.nn.quantized import ActivationQuantizer
 from gracile.quantize.affine import asymmetric_params, qrange, symmetric_params
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
-from gracile.quantize.placement import (
-    WEIGHT_OPS,
-    ActivationSpec,
-    Placement,
-    WeightSpec,
-    load_profile,
-    place,
-)
+from gracile.quantize.patterns import WEIGHT_OPS
+from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec, place
+from gracile.quantize.profile import load_profile
 from gracile.recipe.fields import KernelRef, Selector, kernel
 
 LAYER = "quantize"  # the overlay layer of weights
@@ -103,8 +98,6 @@ class WeightGrid:
 class Quantizer(Method):
     """Base of both methods: placement, grids, edits and state. Subclasses decide about time."""
 
-    activation_observer: Any  # the option of the subclass, a reference to an observer
-
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
         self.placement: Placement | None = None
@@ -157,12 +150,13 @@ class Quantizer(Method):
             s.overlays.set(spec.address, LAYER, self.grids[spec.address])
         new: dict[str, nn.Module] = {}
         for a in placement.activations:
-            q = self._existing(s, a) or ActivationQuantizer()
+            existing = self._existing(s, a)
+            q = existing or ActivationQuantizer()
             q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, False
             q.mode, q.observer = "off", self._observer() if a.observed else None
             q.__dict__["by"] = self.id
             self.quantizers[a.id] = q
-            if self._existing(s, a) is None:
+            if existing is None:
                 new[a.id] = q.to(s.device)
         if new:
             s.instrument(new)
@@ -206,7 +200,7 @@ class Quantizer(Method):
         for address, grid in self.grids.items():
             if grid.scale is None:
                 with torch.no_grad():
-                    grid.fix(self._before_grid(s, address))
+                    grid.fix(s.overlays.effective(address, upto="share").detach())
 
     def edits(self, s: Any) -> list[Bits]:
         """One Bits edit per weight and activation that is still this method's."""
@@ -339,14 +333,6 @@ class Quantizer(Method):
         except GracileError as e:
             raise GracileError(f"'{self.id}': the range of '{a.id}': {e}") from None
         return (torch.zeros_like(low), high.clamp(min=0)) if a.nonnegative else (low, high)
-
-    def _before_grid(self, s: Any, address: str) -> Tensor:
-        mine = s.overlays.get(address, LAYER)
-        s.overlays.remove(address, LAYER)
-        weight: Tensor = s.overlays.effective(address).detach()
-        if mine is not None:
-            s.overlays.set(address, LAYER, mine)
-        return weight
 
     def _owns(self, s: Any, what: str | ActivationSpec) -> bool:
         if isinstance(what, str):

@@ -9,61 +9,12 @@ without it ONNX Runtime falls back to float there.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any, Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from gracile.errors import BindError, UserError, nearest
+from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-
-WEIGHT_OPS = ("conv", "conv_transpose", "linear")
-ACTIVATION_OPS = ("relu", "relu6", "hardtanh")  # become a clamp of the integers before them
-TRANSPARENT_OPS = ("identity", "dropout")  # nothing is left of them in a runtime
-PAIR_OPS = ("add", "sub", "mul", "div", "matmul")  # integer only with two tensors as operands
-NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax")
-KEEPS_SIGN = (
-    "max_pool", "avg_pool", "adaptive_avg_pool", "mean", "flatten", "reshape", "permute", "getitem",
-    "channel_pad", "identity", "dropout", "cat", "chunk", "split", "add", "mul",
-)  # fmt: skip
-NO_COMPUTE = ("input", "output", "param", "quantize")
-
-
-class Grid(BaseModel):
-    """An integer format: how a profile wants activations or weights stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bits: int = Field(default=8, ge=2, le=16)
-    signed: bool = False
-    symmetric: bool = False
-    axis: int | None = None
-    narrow: bool = False
-
-
-class Profile(BaseModel):
-    """What one runtime computes in integers, as measured; a file in `quantize/profiles`.
-
-    Attributes:
-        activations: format of activations that may be negative. Those that cannot be get zero
-            point 0 on an unsigned grid, unless this is signed and asymmetric.
-        weights: format of weights; `axis: null` is per tensor, any number per output channel.
-        quantize_inputs: put a quantizer on the model's inputs.
-        quantize_outputs: put one on what the model returns.
-        ops_integer: operators with integer kernels.
-        ops_same_scale: operators that move values: inputs and output share one scale.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    activations: Grid
-    weights: Grid
-    quantize_inputs: bool = True
-    quantize_outputs: bool = False
-    ops_integer: tuple[str, ...]
-    ops_same_scale: tuple[str, ...] = ()
+from gracile.quantize.patterns import TRANSPARENT_OPS, View, never_negative
+from gracile.quantize.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -130,25 +81,6 @@ class Placement:
         )
 
 
-def load_profile(name: str) -> Profile:
-    """Read a profile by name.
-
-    Raises:
-        UserError: no such profile, or the file breaks the schema.
-    """
-    folder = resources.files("gracile.quantize.profiles")
-    known = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
-    if name not in known:
-        raise UserError(f"no quantization profile '{name}'.{nearest(name, known)}")
-    data = yaml.safe_load((folder / f"{name}.yaml").read_text())
-    try:
-        return Profile.model_validate({"name": name, **data})
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise UserError(f"profile '{name}': {place}: {first['msg']}.") from None
-
-
 def place(
     graph: Graph,
     profile: Profile,
@@ -181,7 +113,7 @@ def place(
             f"captured by '{graph.how}': {graph.reason} Change the forward, or quantize only the "
             "weights with activations: false."
         )
-    view = _View(graph, profile, weights, not activations)
+    view = View(graph, profile, weights, not activations)
     chosen, skipped_weights = _weights(view, weights)
     if not chosen:
         raise BindError(
@@ -206,132 +138,14 @@ def place(
     if not activations:
         return Placement(weight_specs, (), tuple(skipped_weights))
     specs = _activations(view, bits, symmetric)
-    return Placement(weight_specs, specs, (*skipped_weights, *view.skipped_nodes()))
+    skipped_nodes = [
+        Skipped(id, why, "not_asked" if id in view.not_asked else "unsupported")
+        for id, why in view.why_float.items()
+    ]
+    return Placement(weight_specs, specs, (*skipped_weights, *skipped_nodes))
 
 
-class _View:
-    """The graph without quantizers, cut into fused patterns."""
-
-    def __init__(self, graph: Graph, profile: Profile, weights: Sequence[str], weights_only: bool):
-        self.graph, self.profile, self.weights_only = graph, profile, weights_only
-        self.nodes = {n.id: n for n in graph if n.op != "quantize"}
-        self.inputs = {n.id: self._tensors_read(n) for n in self.nodes.values()}
-        self.readers: dict[str, list[Node]] = {id: [] for id in self.nodes}
-        for n in self.nodes.values():
-            for i in dict.fromkeys(self.inputs[n.id]):
-                self.readers[i].append(n)
-        self.same = {n.id for n in self.nodes.values() if self._moves(n)}
-        self.tails: dict[str, str] = {}  # anchor -> last node of its pattern
-        self.fused: dict[str, str] = {}  # any other node of a pattern -> anchor
-        for n in self.nodes.values():
-            if n.op in (*WEIGHT_OPS, "add") and n.id not in self.fused:
-                self._fuse(n)
-        allowed = {self.key(w) for w in weights}
-        self.why_float: dict[str, str] = {}
-        self.not_asked: set[str] = set()
-        self.integer: list[Node] = []
-        for n in self.nodes.values():
-            why = self._refusal(n, allowed)
-            if why is None:
-                self.integer.append(n)
-            elif why:
-                self.why_float[n.id] = why
-
-    def owner(self, id: str) -> str:
-        """The node that computes this value: looks through identity and dropout."""
-        while self.nodes[id].op in TRANSPARENT_OPS and self.inputs[id]:
-            id = self.inputs[id][0]
-        return id
-
-    def weight_of(self, node: Node) -> str | None:
-        """Address of the weight of a convolution or linear node."""
-        return node.params.get("weight") if node.op in WEIGHT_OPS else None
-
-    def key(self, address: str) -> int | str:
-        """Identity of a parameter, so that tied names compare equal."""
-        module = self.graph.module
-        if module is None:
-            return address
-        try:
-            return id(module.get_parameter(address))
-        except AttributeError:
-            return address
-
-    def skipped_nodes(self) -> list[Skipped]:
-        """Operators that stay in float, with the reason."""
-        return [
-            Skipped(id, why, "not_asked" if id in self.not_asked else "unsupported")
-            for id, why in self.why_float.items()
-        ]
-
-    def _tensors_read(self, n: Node) -> tuple[str, ...]:
-        ids = [self._through(i) for i in n.inputs]
-        moved = self.profile.ops_same_scale  # may hand on a tuple of tensors: chunk, split
-        return tuple(i for i in ids if self.graph[i].shape is not None or self.graph[i].op in moved)
-
-    def _through(self, id: str) -> str:
-        while self.graph[id].op == "quantize":
-            id = self.graph[id].inputs[0]
-        return id
-
-    def _moves(self, n: Node) -> bool:
-        if n.op not in self.profile.ops_same_scale or n.op in TRANSPARENT_OPS:
-            return False
-        if n.op == "pad" and n.attrs.get("mode", "constant") == "constant":
-            return n.attrs.get("value") in (None, 0)
-        return bool(self.inputs[n.id])
-
-    def _fuse(self, anchor: Node) -> None:
-        last, members, rest = anchor, [anchor.id], list(ACTIVATION_OPS)
-        if anchor.op in WEIGHT_OPS:
-            rest.append("batch_norm")
-        at = anchor
-        while len(self.readers[at.id]) == 1:
-            at = self.readers[at.id][0]
-            if at.op in TRANSPARENT_OPS:
-                members.append(at.id)
-                continue
-            if at.op not in rest:
-                break
-            members.append(at.id)
-            last = at
-            rest = [] if at.op in ACTIVATION_OPS else list(ACTIVATION_OPS)
-        self.tails[anchor.id] = last.id
-        for id in members[1 : members.index(last.id) + 1]:
-            self.fused[id] = anchor.id
-
-    def _refusal(self, n: Node, allowed: set[int | str]) -> str | None:
-        """None: computed in integers. "": nothing to say. Otherwise why it stays in float."""
-        if n.op in (*NO_COMPUTE, *TRANSPARENT_OPS) or n.id in self.fused or n.id in self.same:
-            return ""
-        if n.op not in self.profile.ops_integer:
-            return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'"
-        if n.op in WEIGHT_OPS:
-            address = self.weight_of(n)
-            if address is None:
-                return "its weight is computed in the forward"
-            if self.key(address) not in allowed:
-                self.not_asked.add(n.id)
-                return f"its weight '{address}' is not selected"
-        if self.weights_only:
-            return None
-        if n.op in PAIR_OPS and len(self.inputs[n.id]) < 2:
-            return "one operand is a constant"
-        if n.shape is None or any(self.nodes[i].shape is None for i in self.inputs[n.id]):
-            return "it does not map tensors to one tensor"
-        if not self.profile.quantize_inputs and any(
-            self.nodes[self._root(i)].op == "input" for i in self.inputs[n.id]
-        ):
-            return f"profile '{self.profile.name}' leaves the model's input in float"
-        return None
-
-    def _root(self, id: str) -> str:
-        while (id in self.same or self.nodes[id].op in TRANSPARENT_OPS) and self.inputs[id]:
-            id = self.inputs[id][0]
-        return id
-
-
-def _weights(view: _View, weights: Iterable[str]) -> tuple[dict[str, int | None], list[Skipped]]:
+def _weights(view: View, weights: Iterable[str]) -> tuple[dict[str, int | None], list[Skipped]]:
     integer = {n.id for n in view.integer}
     chosen: dict[str, int | None] = {}
     skipped: list[Skipped] = []
@@ -359,13 +173,13 @@ def _output_axis(n: Node) -> int | None:
 
 
 def _activations(
-    view: _View, bits: int | None, symmetric: bool | None
+    view: View, bits: int | None, symmetric: bool | None
 ) -> tuple[ActivationSpec, ...]:
     need = _closed(view, _needed(view))
     if not view.profile.quantize_outputs:
         need = {id for id in need if not _only_returned(view, id)}
     leaders = _leaders(view, need)
-    positive = _nonnegative(view)
+    positive = never_negative(view)
     tuples = {id for id in need if view.nodes[id].shape is None}
     group_positive = {
         leader: all(positive[id] for id in need if leaders[id] == leader and id not in tuples)
@@ -399,7 +213,7 @@ def _activations(
     return tuple(specs)
 
 
-def _needed(view: _View) -> set[str]:
+def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
@@ -408,7 +222,7 @@ def _needed(view: _View) -> set[str]:
     return need
 
 
-def _closed(view: _View, need: set[str]) -> set[str]:
+def _closed(view: View, need: set[str]) -> set[str]:
     """Where one end of an operator that only moves values is quantized, all its ends are."""
     while True:
         more = set(need)
@@ -421,7 +235,7 @@ def _closed(view: _View, need: set[str]) -> set[str]:
         need = more
 
 
-def _only_returned(view: _View, id: str) -> bool:
+def _only_returned(view: View, id: str) -> bool:
     return all(
         r.op == "output"
         or ((r.id in view.same or r.op in TRANSPARENT_OPS) and _only_returned(view, r.id))
@@ -429,7 +243,7 @@ def _only_returned(view: _View, id: str) -> bool:
     )
 
 
-def _leaders(view: _View, need: set[str]) -> dict[str, str]:
+def _leaders(view: View, need: set[str]) -> dict[str, str]:
     """Node -> first node of those that share its scale."""
     order = {id: k for k, id in enumerate(view.nodes)}
     leader = {id: id for id in need}
@@ -451,22 +265,3 @@ def _leaders(view: _View, need: set[str]) -> dict[str, str]:
     return {id: members[0] for members in groups.values() for id in members} | {
         id: id for id in need if view.nodes[id].shape is None
     }
-
-
-def _nonnegative(view: _View) -> dict[str, bool]:
-    out: dict[str, bool] = {}
-    for n in view.nodes.values():
-        inputs = [out[i] for i in view.inputs[n.id]]
-        if n.op in NOT_NEGATIVE:
-            out[n.id] = True
-        elif n.op == "hardtanh":
-            out[n.id] = float(n.attrs.get("min_val", -1.0)) >= 0
-        elif n.op == "pad":
-            constant = n.attrs.get("mode", "constant") == "constant"
-            fill = n.attrs.get("value") or 0
-            out[n.id] = all(inputs) and bool(inputs) and (not constant or fill >= 0)
-        elif n.op in PAIR_OPS and len(inputs) < 2:
-            out[n.id] = False  # the constant may be negative
-        else:
-            out[n.id] = n.op in KEEPS_SIGN and bool(inputs) and all(inputs)
-    return out

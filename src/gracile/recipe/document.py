@@ -41,7 +41,7 @@ _INT = re.compile(r"[-+]?[0-9]+")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 
 # What people most often meant when the scanner stops at one of these.
 _HINTS = (
@@ -138,7 +138,7 @@ def dump(data: Any) -> str:
 
 
 def unprintable(text: str) -> str | None:
-    """The first character a recipe must not hold: control characters, halves of surrogate pairs."""
+    """The first character a recipe must not hold: a control character, half a surrogate pair."""
     found = _UNPRINTABLE.search(text)
     return found.group() if found else None
 
@@ -206,9 +206,11 @@ class _Reader:
                 self.line = event.start_mark.line + 1
                 yield event
         except yaml.MarkedYAMLError as e:
-            mark = e.problem_mark or e.context_mark
-            self.line = mark.line + 1 if mark else self.line
             said = ", ".join(filter(None, (e.context, e.problem)))
+            marks = [m for m in (e.problem_mark, e.context_mark) if m is not None]
+            if "end of stream" in said or "stream end" in said:
+                marks.reverse()  # what was left open is of more use than the end of the file
+            self.line = marks[0].line + 1 if marks else self.line
             hints = [hint for sign, hint in _HINTS if sign in said]
             self.refuse(f"not YAML: {said}; {hints[0] if hints else 'see this line'}.")
         except yaml.reader.ReaderError as e:

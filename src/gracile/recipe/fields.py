@@ -147,7 +147,7 @@ def KernelRef(kind: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Level:
+class LevelValue:
     """A share in [0, 1), fixed or moving from `initial` to `final` along a ramp.
 
     Attributes:
@@ -177,18 +177,18 @@ class _Level:
         return {"ramp": self.ramp.plain(), "initial": self.initial, "final": self.final}
 
 
-def read_level(value: object) -> _Level:
+def read_level(value: object) -> LevelValue:
     """Read a number in [0, 1) or `{ramp, initial, final}`; `initial` is 0 if left out.
 
     Raises:
         FieldError, UserError: out of range, an unknown key or ramp, or another shape.
     """
-    if isinstance(value, _Level):
+    if isinstance(value, LevelValue):
         return value
     if not isinstance(value, dict):
         if wrong := share(value):
             raise FieldError(wrong)
-        return _Level(final=float(value))  # type: ignore[arg-type]
+        return LevelValue(final=float(value))  # type: ignore[arg-type]
     known = ("ramp", "initial", "final")
     for key in value:
         if key not in known:
@@ -206,8 +206,7 @@ def read_level(value: object) -> _Level:
         raise FieldError(e.text, ("ramp", *e.keys), e.key) from None
     except UserError as e:
         raise FieldError(f"must be a known ramp: {e}", ("ramp",)) from None
-    return _Level(final=float(ends["final"]), initial=float(ends["initial"]), ramp=ramp)
+    return LevelValue(final=float(ends["final"]), initial=float(ends["initial"]), ramp=ramp)
 
 
-LevelValue = _Level
-Level = Annotated[_Level, _plain_type(read_level, _Level.plain)]
+Level = Annotated[LevelValue, _plain_type(read_level, LevelValue.plain)]

@@ -153,9 +153,7 @@ def _rows(*, auto: bool = False, count: bool = False, share: bool = False) -> An
             return value
         if share and isinstance(value, float) and 0 < value < 1:
             return value
-        raise FieldError(
-            f"must be {' or '.join(allowed)}, got {show(value)}. Write {example}."
-        )
+        raise FieldError(f"must be {' or '.join(allowed)}, got {show(value)}. Write {example}.")
 
     schema = core_schema.no_info_plain_validator_function(read)
     return Annotated[int | float | str | None, GetPydanticSchema(lambda _s, _h: schema)]

@@ -125,13 +125,15 @@ def line_chart(
     low, high = _padded([b for _, b in known], 0.06)
     to_y = _scale(low, high, height - bottom, top)
     body = [legend, *_y_axis(low, high, to_y, left, width - right, y, top)]
-    body += _x_axis([a for a, _ in known], to_x, height - bottom, x, width - right)
+    body += _x_axis([a for a, _ in known], to_x, height - bottom, x, width - right, left=left)
     for number, points in enumerate(lines.values()):
         style = f"line l{number % STYLES}"
         for run in _runs(points):
             if len(run) == 1:
                 (a, b), *_ = run
-                body.append(_tag("circle", cx=to_x(a), cy=to_y(b), r=3, class_="dot"))
+                body.append(
+                    _tag("circle", cx=to_x(a), cy=to_y(b), r=3, class_=f"dot l{number % STYLES}")
+                )
             else:
                 path = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in run)
                 body.append(_tag("polyline", points=path, class_=style))
@@ -313,10 +315,10 @@ def _y_axis(
 
 def _x_axis(
     values: Sequence[float], to_x: Callable[[float], float], y: float, label: str, right: float,
-    whole_range: tuple[float, float] | None = None,
+    whole_range: tuple[float, float] | None = None, *, left: float | None = None,
 ) -> list[Markup]:  # fmt: skip
     low, high = whole_range or (min(values), max(values))
-    out = [_line(to_x(low), y, right, y, "axis")]
+    out = [_line(to_x(low) if left is None else left, y, right, y, "axis")]
     for value in ticks(low, high, 6 if right > NARROW else 4):
         out.append(_line(to_x(value), y, to_x(value), y + 4, "axis"))
         out.append(_text(to_x(value), y + 17, f"{value:g}", "tick", anchor="middle"))

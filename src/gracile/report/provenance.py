@@ -35,7 +35,7 @@ def environment(run: Run) -> Section | Absent:
     loads = [r.load_avg for r in records if r.load_avg is not None]
     load = "" if not loads else f"{_range(loads)} while measuring"
     data = section(run.result, "data")
-    used = (f"{r.runtime} {r.runtime_version or ''}".strip() for r in records if r.runtime)
+    used = (f"{r.runtime} {r.runtime_version}" for r in records if r.runtime_version)
     pairs = [
         ("Device", listed(r.device for r in records)),
         ("Runtimes", listed(used)),

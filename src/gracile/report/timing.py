@@ -27,7 +27,9 @@ def speed(run: Run) -> Section | Absent:
     columns = (
         "Runtime", "Before (ms)", "After (ms)", "Measured (×)", "95 % interval (×)",
     )  # fmt: skip
-    note = "Medians of interleaved rounds with the same precision hint for both models."
+    rounds = section(run.result, "measurement").get("rounds")
+    counted = f"{rounds} interleaved rounds" if rounds else "interleaved rounds"
+    note = f"Medians of {counted} with the same precision hint for both models."
     blocks: list[Block] = [Table(title, columns, rows, note=note)]
     predicted = [r for r in run.records if r.kind == "predicted"]
     if predicted:
@@ -66,7 +68,8 @@ def latency(run: Run) -> Section | Absent:
         for (n, side), r in records.items()
     )  # fmt: skip
     columns = (
-        "Runtime", "Model", "Latency (ms)", "IQR (ms)", "p95 (ms)", "Rounds", "Threads", "Batch",
+        "Runtime", "Model", "Latency (ms)", "IQR (ms)", "p95 (ms)", "Timed runs", "Threads",
+        "Batch",
         "Precision hint",
     )  # fmt: skip
     blocks: list[Block] = [chart]
@@ -93,12 +96,11 @@ def latency_records(run: Run) -> dict[tuple[str, str], Record]:
 
 
 def conditions(runtime: str, record: Record) -> str:
-    """Threads, batch, hint and rounds in one short sentence."""
+    """Threads, batch and hint in one short sentence."""
     facts = (
         (record.threads, "{} threads" if record.threads != 1 else "{} thread"),
         (record.batch, "batch {}"),
         (record.precision_hint, "precision hint {}"),
-        (record.n, "{} rounds"),
     )
     said = ", ".join(text.format(value) for value, text in facts if value is not None)
     return f"{runtime_name(runtime)}: {said}." if said else ""

@@ -171,7 +171,7 @@ def _checked(check: Mapping[str, Any]) -> Wish:
     what, got = str(check["what"]), check.get("got")
     bound = "at least" if what.startswith("speed-up") else "at most"
     name = runtime_names_in(what[0].upper() + what[1:])
-    shown = "not measured" if got is None else f"{got:.4g}"
+    shown = "not measured" if got is None else f"{got:.4g}".replace("-", "−")
     return Wish(name, f"{bound} {check['wanted']:g}", shown, check.get("met"))
 
 

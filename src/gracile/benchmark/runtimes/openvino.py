@@ -40,7 +40,6 @@ class OpenVino(Loaded):
             raise UserError(f"OpenVINO here has no device '{device}'; it has {known}.")
         self._model = self._read()
         self._compiled: OrderedDict[Any, Any] = OrderedDict()
-        self._compile("plain", self._shapes(self.batch))
 
     @property
     def version(self) -> str:

@@ -74,6 +74,7 @@ class Gradual(core.Method):
         self.coupled = dim is not None
         if dim is None:
             return
+        self.dim = dim
         small = [a for a in self.addresses if s.parameter(a).dim() <= dim]
         if small:
             raise BindError(
@@ -125,7 +126,8 @@ class Gradual(core.Method):
         scores = {id: self._unit_scores(s, g).cpu() for id, g in chosen.items()}
         masks: dict[str, Tensor] = {}
         for id, gone in self._choose(s, scores, level).items():
-            for u in gone.tolist():
+            possible = chosen[id].removable(gone.tolist())  # a narrow feeder keeps one channel
+            for u in possible:
                 for part in chosen[id].units[u]:
                     if part.at not in s.parameter_names:
                         continue  # buffers are cut by surgery, not masked
@@ -138,35 +140,46 @@ class Gradual(core.Method):
     def _groups(self, s: Any, note: bool = False) -> list[Any]:
         """Groups whose every producer (filter) or consumer (channel) is selected, not protected."""
         out, selected = [], set(self.addresses)
+        whys = dict.fromkeys(
+            self.addresses, "its channels are the model's own inputs or outputs, or cannot be followed"
+        )
         for g in s.groups:
-            why = _refusal(g, selected, COUPLED[self.options.granularity.name])
+            why = _refusal(g, selected, self.dim)
             if why is None:
                 out.append(g)
-            elif why and note:
-                for a in selected & set(_sides(g, COUPLED[self.options.granularity.name])):
-                    s.note(a, "structure", "kept", "protected", why, self.id)
+            for a in selected & set(_sides(g, self.dim)):
+                whys[a] = why or ""
+        for address, why in whys.items():
+            if note and why:
+                s.note(address, "structure", "kept", "protected", why, self.id)
         return out
 
     def _refusals(self, s: Any) -> list[str]:
-        dim = COUPLED[self.options.granularity.name]
-        whys = [_refusal(g, set(self.addresses), dim) for g in s.groups]
+        whys = [_refusal(g, set(self.addresses), self.dim) for g in s.groups]
         return sorted({w for w in whys if w})
 
     def _unit_scores(self, s: Any, group: Any) -> Tensor:
-        dim = COUPLED[self.options.granularity.name]
-        per_weight = {
-            a: self._scores(s, a).transpose(0, dim).flatten(1).sum(1)  # (units along dim,)
-            for a in _sides(group, dim)
-        }
-        total = [
-            sum(
-                float(per_weight[p.at][torch.tensor(p.index)].sum())
-                for p in unit
-                if p.at in per_weight and p.dim == dim
-            )
-            for unit in group.units
+        """(units,) importance: the sum over the slices that make (or read) a channel."""
+        scores = {a: self._scores(s, a).cpu() for a in _sides(group, self.dim)}
+        return torch.tensor(
+            [
+                sum(
+                    float(scores[p.at].index_select(p.dim, torch.tensor(p.index)).sum())
+                    for p in self._parts(group, u)
+                )
+                for u in range(len(group.units))
+            ],
+            dtype=torch.float64,
+        )
+
+    def _parts(self, group: Any, unit: int) -> list[Any]:
+        if self.dim == 0:
+            return list(group.written(unit))
+        return [
+            p
+            for p in group.units[unit]
+            if p.at in group.consumers and group.writes.get(p.at) != p.dim
         ]
-        return torch.tensor(total, dtype=torch.float64)
 
     # --- shared
 

@@ -1,5 +1,6 @@
 """What every range observer is: shown tensor after tensor, it says which range to quantize."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from gracile.errors import GracileError
 
 
-class Observer:
+class Observer(ABC):
     """Watches a tensor over many batches and proposes the range [low, high] of its grid.
 
     `observe(x)` is called after each forward that computed x, `sync()` once all ranks have seen
@@ -25,13 +26,13 @@ class Observer:
     low: Tensor | None = None
     high: Tensor | None = None
 
+    @abstractmethod
     def observe(self, x: Tensor) -> None:
         """Take one more tensor into account; gradients are neither needed nor kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sync(self) -> None:
         """Make all ranks of a distributed training hold the same range."""
-        raise NotImplementedError
 
     def range(self) -> tuple[Tensor, Tensor]:
         """(low, high), float32, shape () or (channels,).

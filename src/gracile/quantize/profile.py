@@ -1,0 +1,63 @@
+"""What a runtime computes in integers and how it wants numbers stored: data, a file per runtime."""
+
+from importlib import resources
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gracile.errors import UserError, nearest
+
+
+class Grid(BaseModel):
+    """An integer format: how a profile wants activations or weights stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: int = Field(default=8, ge=2, le=16)
+    signed: bool = False
+    symmetric: bool = False
+    axis: int | None = None
+    narrow: bool = False
+
+
+class Profile(BaseModel):
+    """What one runtime computes in integers, as measured; a file in `quantize/profiles`.
+
+    Attributes:
+        activations: format of activations that may be negative. Those that cannot be get zero
+            point 0 on an unsigned grid, unless this is signed and asymmetric.
+        weights: format of weights; `axis: null` is per tensor, any number per output channel.
+        quantize_inputs: put a quantizer on the model's inputs.
+        quantize_outputs: put one on what the model returns.
+        ops_integer: operators with integer kernels.
+        ops_same_scale: operators that move values: inputs and output share one scale.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    activations: Grid
+    weights: Grid
+    quantize_inputs: bool = True
+    quantize_outputs: bool = False
+    ops_integer: tuple[str, ...]
+    ops_same_scale: tuple[str, ...] = ()
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile by name.
+
+    Raises:
+        UserError: no such profile, or the file breaks the schema.
+    """
+    folder = resources.files("gracile.quantize.profiles")
+    known = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+    if name not in known:
+        raise UserError(f"no quantization profile '{name}'.{nearest(name, known)}")
+    data = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    try:
+        return Profile.model_validate({"name": name, **data})
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise UserError(f"profile '{name}': {place}: {first['msg']}.") from None

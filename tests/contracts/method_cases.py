@@ -1,0 +1,100 @@
+"""A small network and, for every registered method, a recipe that uses it: what contracts run over.
+
+A new method adds its line to `CASES`; `test_every_method_has_a_case` says so if it is missing.
+"""
+
+import torch
+from torch import nn
+
+from gracile import registry
+from gracile.recipe.load import loads
+from gracile.train.session import Session
+
+FILTERS = 'weights: "type:Conv2d", granularity: filter'
+GRADUAL = f"{{prune: gradual, {FILTERS}, sparsity: {{ramp: cubic, initial: 0.1, final: 0.5}}, when: {{start: 0ep, stop: 2ep}}}}"
+CASES = {
+    "prune/gradual": f"m: {GRADUAL}",
+    "prune/oneshot": 'm: {prune: oneshot, weights: "type:Conv2d", sparsity: 0.5, when: {at: 1ep}}',
+    "prune/thin": f"filters: {GRADUAL}\n  m: {{prune: thin, when: {{at: 2ep}}}}",
+    "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
+    "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
+    "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",
+}
+EPOCHS, STEPS, BATCH = 3, 3, 8
+
+
+class Tiny(nn.Module):
+    """Conv, BatchNorm, a residual block, pooling, a head."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.inner = nn.Conv2d(width, width, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.outer = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.relu(self.bn(self.stem(x)))
+        x = self.relu(x + self.outer(self.relu(self.bn2(self.inner(x)))))
+        return self.head(self.pool(x).flatten(1))
+
+
+def names() -> list[str]:
+    return registry.names("method")
+
+
+def recipe(name: str, seed: int = 0):
+    return loads(
+        f"recipe: 1\nseed: {seed}\ntrain: {{epochs: {EPOCHS}}}\nmethods:\n  {CASES[name]}\n",
+        name="case.yaml",
+    )
+
+
+def data(epoch: int, rank: int = 0):
+    g = torch.Generator().manual_seed(1000 * rank + epoch)
+    return [
+        (torch.randn(BATCH, 3, 8, 8, generator=g), torch.randint(0, 4, (BATCH,), generator=g))
+        for _ in range(STEPS)
+    ]
+
+
+def session(name: str, *, calibration=None, seed: int = 0) -> Session:
+    torch.manual_seed(seed)
+    model = Tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    return Session(
+        model,
+        recipe(name, seed),
+        optimizer,
+        example=data(99)[0][0][:4],
+        steps_per_epoch=STEPS,
+        calibration=calibration or [x for x, _ in data(77)],
+    )
+
+
+def train_epoch(s: Session, epoch: int, rank: int = 0, sync=lambda model: None) -> None:
+    s.model.train()
+    s.on_epoch_begin(epoch)
+    for batch, (x, y) in enumerate(data(epoch, rank)):
+        s.on_minibatch_begin(epoch, batch, STEPS)
+        s.model.train()
+        loss = nn.functional.cross_entropy(s.model(x), y)
+        loss = s.before_backward_pass(epoch, batch, STEPS, loss)
+        s.optimizer.zero_grad()
+        loss.backward()
+        sync(s.model)
+        s.before_parameter_optimization(epoch, batch, STEPS)
+        s.optimizer.step()
+        s.on_minibatch_end(epoch, batch, STEPS)
+    s.on_epoch_end(epoch)
+
+
+def finished(name: str, **options):
+    s = session(name, **options)
+    for epoch in range(EPOCHS):
+        train_epoch(s, epoch)
+    return s, s.finish()
