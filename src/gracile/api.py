@@ -1,9 +1,9 @@
 """The public names: few verbs, plain types in, one result out.
 
-    result = gracile.compress(model, "recipe.yaml", train=loader, example=torch.zeros(2, 3, 32, 32))
-    result.plan.save("plan.json")
-    artifact = gracile.export(result, "onnxruntime", "out/", example=x)
-    records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, threads=1)
+result = gracile.compress(model, "recipe.yaml", train=loader, example=torch.zeros(2, 3, 32, 32))
+result.plan.save("plan.json")
+artifact = gracile.export(result, "onnxruntime", "out/", example=x)
+records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, threads=1)
 """
 
 import argparse
@@ -133,10 +133,14 @@ def export(
         result.model, result.plan, result.tensors, example=example, path=Path(path),
         metadata=dict(metadata or {}),
     )  # fmt: skip
-    loaded = load_artifact(artifact, **({"module": result.model} if name == "pytorch" else {}))
+    options: dict[str, Any] = {"module": result.model} if name == "pytorch" else {}
+    loaded = load_artifact(artifact, **options)
     parity.require(
         parity.check(
-            result.model, loaded, example if inputs is None else inputs, precision=artifact.precision
+            result.model,
+            loaded,
+            example if inputs is None else inputs,
+            precision=artifact.precision,
         )
     )
     return artifact

@@ -80,15 +80,16 @@ def register(kind: str, name: str, *, source: str, **meta: Any) -> Callable[[T],
     def add(obj: T) -> T:
         module = getattr(obj, "__module__", "?")
         old = _entries.get((kind, name))
-        if old is not None and (old.module, old.obj.__qualname__) != (
-            module,
-            getattr(obj, "__qualname__", None),
-        ):
+        if old is not None and (old.module, _qualname(old.obj)) != (module, _qualname(obj)):
             raise ValueError(f"{kind} '{name}' of {module} is already registered by {old.module}.")
         _entries[kind, name] = Entry(kind, name, obj, source, module, meta)
         return obj
 
     return add
+
+
+def _qualname(obj: Any) -> str | None:
+    return getattr(obj, "__qualname__", None)
 
 
 def get(kind: str, name: str) -> Entry:
@@ -120,9 +121,13 @@ def load(kind: str) -> None:
     """Import every file that may register a name of this kind. Done once per kind."""
     if kind in _loaded:
         return
-    _loaded.add(kind)
-    for home in HOMES[kind]:
-        _import_tree(home)
+    _loaded.add(kind)  # before importing: a file may look its own kind up
+    try:
+        for home in HOMES[kind]:
+            _import_tree(home)
+    except BaseException:
+        _loaded.discard(kind)
+        raise
     if "entry points" not in _loaded:
         _loaded.add("entry points")
         for point in entry_points(group="gracile"):

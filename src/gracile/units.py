@@ -8,7 +8,7 @@ def human_bytes(n: float) -> str:
     '1.04 MiB'
     """
     for unit in ("B", "KiB", "MiB"):
-        if abs(n) < 1024:
+        if abs(n) < 1023.5:
             return f"{n:.0f} B" if unit == "B" else f"{n:.2f} {unit}"
         n /= 1024
     return f"{n:.2f} GiB"

@@ -11,7 +11,8 @@ from gracile.recipe.load import loads
 from gracile.train.session import Session
 
 FILTERS = 'weights: "type:Conv2d", granularity: filter'
-GRADUAL = f"{{prune: gradual, {FILTERS}, sparsity: {{ramp: cubic, initial: 0.1, final: 0.5}}, when: {{start: 0ep, stop: 2ep}}}}"
+RAMP = "{ramp: cubic, initial: 0.1, final: 0.5}"
+GRADUAL = f"{{prune: gradual, {FILTERS}, sparsity: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}"
 CASES = {
     "prune/gradual": f"m: {GRADUAL}",
     "prune/oneshot": 'm: {prune: oneshot, weights: "type:Conv2d", sparsity: 0.5, when: {at: 1ep}}',

@@ -60,7 +60,9 @@ def test_importing_the_package_loads_neither_torch_nor_a_runtime():
     import subprocess
     import sys
 
-    code = "import sys, gracile; print([m for m in ('torch', 'onnx', 'openvino') if m in sys.modules])"
+    code = (
+        "import sys, gracile; print([m for m in ('torch', 'onnx', 'openvino') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -99,7 +99,8 @@ def test_what_cannot_be_pruned_is_noted_and_the_rest_goes_on():
 
 def test_widths_are_rounded_up_to_a_multiple():
     s = session(
-        "weights: [stem, outer], granularity: filter, multiple_of: 4, sparsity: 0.3, when: {at: 0ep}"
+        "weights: [stem, outer], granularity: filter, multiple_of: 4, sparsity: 0.3, "
+        "when: {at: 0ep}"
     )
     begin(s, 1)
     mask = s.mask("stem.weight")

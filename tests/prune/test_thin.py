@@ -42,7 +42,11 @@ def session(model=None):
     model = model or Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     return Session(
-        model, loads(RECIPE, name="t"), optimizer, example=torch.randn(4, 3, 4, 4), steps_per_epoch=1
+        model,
+        loads(RECIPE, name="t"),
+        optimizer,
+        example=torch.randn(4, 3, 4, 4),
+        steps_per_epoch=1,
     )
 
 

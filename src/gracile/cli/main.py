@@ -1,7 +1,7 @@
 """The command line: one file per command, one place that turns errors into exit statuses.
 
-Exit status: 0 ok · 1 goal missed · 2 user error · 3 verification or parity failed · 4 missing extra ·
-70 internal · 130 interrupted.
+Exit status: 0 ok · 1 goal missed · 2 user error · 3 verification or parity failed ·
+4 missing extra · 70 internal · 130 interrupted.
 """
 
 import importlib

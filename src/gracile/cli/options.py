@@ -14,7 +14,8 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt/.pth.")
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt/.pth."),
 ]
 Data = Annotated[
     str,

@@ -34,7 +34,7 @@ def show(result: dict[str, Any], as_json: bool) -> int:
 
 
 def proofs(result: dict[str, Any]) -> list[str]:
-    """One line per runtime: speed-up with interval, agreement with the original, integer kernels."""
+    """One line per runtime: speed-up and interval, agreement with the original, integer kernels."""
     lines = []
     for runtime, ratio in result["speedup"].items():
         a, k = result["agreement"][runtime], result["kernels"][runtime]

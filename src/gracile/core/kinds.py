@@ -20,7 +20,7 @@ def criterion(name: str, *, source: str) -> Callable[[F], F]:
 
 
 def granularity(name: str, *, source: str) -> Callable[[F], F]:
-    """Register ``f(shape) -> group ids`` (integers 0..G-1, of that shape): what is pruned as one."""
+    """Register ``f(shape) -> group ids`` (0..G-1, of that shape): what is pruned as one."""
     return registry.register("granularity", name, source=source)
 
 
@@ -30,7 +30,7 @@ def ramp(name: str, *, source: str) -> Callable[[F], F]:
 
 
 def observer(name: str, *, source: str) -> Callable[[F], F]:
-    """Register a range observer: ``observe(x)``, ``range() -> (low, high)``; see quantize.observers."""
+    """Register a range observer: ``observe(x)``, ``range() -> (low, high)``; see quantize."""
     return registry.register("observer", name, source=source)
 
 
@@ -65,7 +65,9 @@ def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
         default = known[key].default
         if isinstance(default, bool):
             fits = isinstance(value, bool)
-        elif isinstance(default, (int, float)):
+        elif isinstance(default, int):
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(default, float):
             fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         elif isinstance(default, str):
             fits = isinstance(value, str)
@@ -73,5 +75,6 @@ def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
             fits = True
         if not fits:
             raise UserError(
-                f"{kind} '{name}': option '{key}' must be a {type(default).__name__}, got {value!r}."
+                f"{kind} '{name}': option '{key}' must be a {type(default).__name__}, "
+                f"got {value!r}."
             )

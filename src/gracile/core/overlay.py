@@ -3,7 +3,7 @@
 An overlay is a function of the stored tensor (multiply by a mask, round to a grid). All overlays of
 a model are laid when its forward starts and taken off when it ends: each weight is computed once a
 forward, wherever it is read from (its module, another module, a tied name, a graph attribute).
-Between forwards the model is exactly the user's: plain parameter names, plain classes, plain copies.
+Between forwards the model is exactly the user's: plain names, plain classes, plain copies.
 
 `torch.nn.utils.parametrize` was the alternative; it renames parameters, changes classes and breaks
 deep copies. The price here: a submodule called by hand, outside the model's forward, does not see
@@ -106,11 +106,10 @@ class Overlays:
 
 def _swap_flat(module: nn.Module, name: str | None, value: Tensor | None) -> None:
     # Recurrent modules read their weights from a list made at construction.
-    names = getattr(module, "_flat_weights_names", None)
-    if names is None:
-        return
-    for i, n in enumerate(names):
+    names: Any = getattr(module, "_flat_weights_names", None)
+    flat: Any = getattr(module, "_flat_weights", None)
+    for i, n in enumerate(names or ()):
         if name is None:
-            module._flat_weights[i] = module._parameters[n]  # type: ignore[operator,index]
+            flat[i] = module._parameters[n]
         elif n == name:
-            module._flat_weights[i] = value  # type: ignore[operator,index]
+            flat[i] = value

@@ -35,4 +35,6 @@ def cubic(progress: float, initial: float, final: float) -> float:
     return final + (initial - final) * (1.0 - progress) ** 3
 
 
-agp = ramp("agp", source="Zhu & Gupta 2017, arXiv:1710.01878, eq. 1; the name Distiller uses")(cubic)
+agp = ramp("agp", source="Zhu & Gupta 2017, arXiv:1710.01878, eq. 1; the name Distiller uses")(
+    cubic
+)

@@ -46,9 +46,7 @@ def lowest(scores: Tensor, k: int) -> Tensor:
     return torch.argsort(scores, stable=True)[:k]
 
 
-def lowest_overall(
-    scores: Mapping[str, Tensor], k: int, *, min_keep: int = 1
-) -> dict[str, Tensor]:
+def lowest_overall(scores: Mapping[str, Tensor], k: int, *, min_keep: int = 1) -> dict[str, Tensor]:
     """The k smallest scores over several sets ranked together, leaving `min_keep` in each.
 
     Args:

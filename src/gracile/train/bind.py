@@ -1,4 +1,4 @@
-"""Binding: a Recipe meets a model and a training length, and everything that cannot work is refused.
+"""Binding: a Recipe meets a model and a training length; what cannot work is refused.
 
 After binding every selector has matched, every timing fires, every need is met and no two entries
 decide about the same thing. Nothing has been trained yet.

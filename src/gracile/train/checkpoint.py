@@ -1,7 +1,7 @@
 """Checkpoints without pickle: nested state as JSON with its tensors in safetensors.
 
 Two kinds: the state of a running session (`save_state`, `load_state`), and the finished model
-(`save_model`, `load_model`): original architecture + Plan + weights, loaded without code from the file.
+(`save_model`, `load_model`): architecture + Plan + weights, loaded without code from the file.
 """
 
 import json
@@ -137,7 +137,10 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"@": "tensor", "key": key}
     if isinstance(value, Mapping):
-        return {"@": "map", "items": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        return {
+            "@": "map",
+            "items": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()],
+        }
     if isinstance(value, tuple):
         return {"@": "tuple", "items": [_pack(v, tensors) for v in value]}
     if isinstance(value, list):

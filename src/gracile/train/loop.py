@@ -43,7 +43,9 @@ def make_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     args = spec.arguments
     for key in args:
         if key not in known:
-            raise RecipeError(f"train.optimizer: {spec.class_} has no '{key}'.{nearest(key, known)}")
+            raise RecipeError(
+                f"train.optimizer: {spec.class_} has no '{key}'.{nearest(key, known)}"
+            )
     return cls([p for p in model.parameters() if p.requires_grad], **args)  # type: ignore[no-any-return]
 
 
@@ -125,7 +127,9 @@ def _autocast(device: torch.device, kind: str) -> Any:
 
 
 @contextmanager
-def bar(title: str, total: int, done: int = 0, show: bool = True) -> Iterator[Callable[[str], None]]:
+def bar(
+    title: str, total: int, done: int = 0, show: bool = True
+) -> Iterator[Callable[[str], None]]:
     """A progress bar on stderr; yields `advance(text)`."""
     console = Console(stderr=True)
     columns = (

@@ -1,8 +1,8 @@
-"""The Session: the live state of one compression run, driven by six call-backs from any training loop.
+"""The Session: the live state of one run, driven by six call-backs from any training loop.
 
 Your own loop keeps working; the names are those of the classic compression scheduler:
 
-    session = gracile.Session(model, "recipe.yaml", optimizer, example=x, steps_per_epoch=len(loader))
+    session = gracile.Session(model, "r.yaml", optimizer, example=x, steps_per_epoch=len(loader))
     for epoch in range(epochs):
         session.on_epoch_begin(epoch)
         for batch, (x, y) in enumerate(loader):
@@ -223,7 +223,7 @@ class Session:
         return self.before_backward_pass(self.epoch_number, self.batch, self.steps, loss)
 
     def step(self) -> None:
-        """Short form: hooks before the step, `optimizer.step()`, hooks after it, next mini-batch."""
+        """Short form: hooks, `optimizer.step()`, hooks, then on to the next mini-batch."""
         if self.optimizer is None:
             raise UserError("session.step() needs an optimizer: Session(model, recipe, optimizer).")
         e, b, n = self.epoch_number, self.batch, self.steps
@@ -341,7 +341,7 @@ class Session:
         return out
 
     def instrument(self, after: Mapping[str, nn.Module]) -> None:
-        """Call these modules on the outputs of graph nodes from now on; replaces `session.model`."""
+        """Call modules on the outputs of graph nodes from now on; replaces `session.model`."""
         if self.graph.module is None:
             raise BindError(
                 f"the forward of {self.name} cannot be rewritten, so activations cannot be "
@@ -431,7 +431,7 @@ class Session:
     # ------------------------------------------------------------------ stop and go on
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an identical continuation needs, at an epoch boundary: tensors and JSON values."""
+        """All that an identical continuation needs, at an epoch's end: tensors and JSON values."""
         return {
             "plan": self.plan.to_json(),
             "model": dict(self.model.state_dict()),
@@ -455,9 +455,7 @@ class Session:
         if plan.architecture.sha256 != self.plan.architecture.sha256:
             raise UserError("the stored state belongs to another network than this one.")
         removes = [e for e in plan if isinstance(e, Remove)]
-        self._without_overlays(
-            lambda: apply_removes(self.model, removes, optimizer=self.optimizer)
-        )
+        self._without_overlays(lambda: apply_removes(self.model, removes, optimizer=self.optimizer))
         self.plan = plan
         self._graph = self._groups = None
         self._masks = {a: dict(m) for a, m in state["masks"].items()}
@@ -499,8 +497,8 @@ class Session:
             table = self.timetables.get(m.id)
             if table is not None and self.fired[m.id] != len(table):
                 raise GracileError(
-                    f"'{m.id}' fired {self.fired[m.id]} of {len(table)} times: training ended before "
-                    f"its timetable did. It needs {self.epochs} epochs, each begun with "
+                    f"'{m.id}' fired {self.fired[m.id]} of {len(table)} times: training ended "
+                    f"before its timetable did. It needs {self.epochs} epochs, each begun with "
                     "on_epoch_begin()."
                 )
 
@@ -602,14 +600,14 @@ def _stock(model: nn.Module, graph: Graph) -> Inventory:
     return inventory(model.named_parameters(), graph, macs)
 
 
-def _sliced_masks(address: str, masks: dict[str, Tensor], edits: Sequence[Remove]) -> dict[str, Tensor]:
+def _sliced_masks(
+    address: str, masks: dict[str, Tensor], edits: Sequence[Remove]
+) -> dict[str, Tensor]:
     for edit in edits:
         for part in edit.group:
             if part.at == address:
                 index = torch.tensor(part.keep)
-                masks = {
-                    k: m.index_select(part.dim, index.to(m.device)) for k, m in masks.items()
-                }
+                masks = {k: m.index_select(part.dim, index.to(m.device)) for k, m in masks.items()}
     return masks
 
 

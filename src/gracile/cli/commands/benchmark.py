@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         """Warm up, interleave, and report median, p95, spread and the ratio to the first.
 
         An .xml runs in openvino; an .onnx in onnxruntime unless --runtime says openvino. A run
-        directory means its dense and compressed artifacts, in every runtime it has (or those asked).
+        directory means its dense and compressed artifacts, in each runtime it has (or is asked).
         """
         import json as jsonlib
 

@@ -40,9 +40,9 @@ def register(app: typer.Typer) -> None:
         from gracile.errors import UserError
         from gracile.recipe.load import load
         from gracile.recipe.patch import with_overrides
+        from gracile.report.comparison import write_comparison
         from gracile.report.html import write
         from gracile.report.tables import comparison_markdown
-        from gracile.report.comparison import write_comparison
         from gracile.train.run import Job, run
 
         loaded = {p: with_overrides(load(p), set_ or []) for p in recipes}
@@ -81,7 +81,11 @@ def register(app: typer.Typer) -> None:
                 )
         page = write_comparison(out, rows)
         if json:
-            print(jsonlib.dumps({"format": 1, "status": "ok", "exit": 0, "rows": rows, "out": str(out)}))
+            print(
+                jsonlib.dumps(
+                    {"format": 1, "status": "ok", "exit": 0, "rows": rows, "out": str(out)}
+                )
+            )
         else:
             write_text(comparison_markdown(rows))
             write_text(f"page: {page}")

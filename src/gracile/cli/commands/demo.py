@@ -48,7 +48,9 @@ def register(app: typer.Typer) -> None:
             progress=not json, command="gracile demo", say=say,
         )  # fmt: skip
         if not json:
-            console.print(f"baseline top-1 on digits (test): {100 * trained['after']['top1']:.2f} %")
+            console.print(
+                f"baseline top-1 on digits (test): {100 * trained['after']['top1']:.2f} %"
+            )
         result = run(compressed, resume=resume)
         say("report")
         write(compressed.out)

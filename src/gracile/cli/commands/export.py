@@ -1,6 +1,5 @@
 """`gracile export`: a finished run, or a plain model, as an artifact of a runtime, proven equal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -34,9 +34,10 @@ def register(app: typer.Typer) -> None:
 
         try:
             size = tuple(int(n) for n in shape.split(","))
-            assert size and all(n > 0 for n in size)
-        except (ValueError, AssertionError):
-            raise UserError(f"--shape must be like 3,32,32, got '{shape}'.") from None
+        except ValueError:
+            size = ()
+        if not size or min(size) < 1:
+            raise UserError(f"--shape must be like 3,32,32, got '{shape}'.")
         net = resolve(model).model.eval()
         if weights is not None:
             load_weights(net, weights)

@@ -1,4 +1,4 @@
-"""Knowledge distillation: L = (1 - alpha) * soft + alpha * hard, from the uncompressed model by default."""
+"""Knowledge distillation from the uncompressed model: L = (1 - alpha) * soft + alpha * hard."""
 
 from typing import Any
 

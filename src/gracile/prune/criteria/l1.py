@@ -5,7 +5,10 @@ from torch import Tensor
 from gracile.core.kinds import criterion
 
 
-@criterion("l1", source="Han et al. 2015, arXiv:1506.02626 (weights); Li et al. 2017, arXiv:1608.08710 (filters)")
+@criterion(
+    "l1",
+    source="Han et al. 2015, arXiv:1506.02626; filters: Li et al. 2017, arXiv:1608.08710",
+)
 def l1(weight: Tensor) -> Tensor:
     """Score each weight by |w|; a filter's score, the sum over it, is its L1 norm.
 

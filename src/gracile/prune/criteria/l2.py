@@ -5,7 +5,9 @@ from torch import Tensor
 from gracile.core.kinds import criterion
 
 
-@criterion("l2", source="Distiller, L2RankedStructureParameterPruner; He et al. 2018, arXiv:1808.06866")
+@criterion(
+    "l2", source="Distiller, L2RankedStructureParameterPruner; He et al. 2018, arXiv:1808.06866"
+)
 def l2(weight: Tensor) -> Tensor:
     """Score each weight by w^2; summed over a filter this is its squared L2 norm (same order).
 

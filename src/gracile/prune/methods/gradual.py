@@ -2,7 +2,7 @@
 
 Criterion, granularity, ramp and timing are independent choices. With granularity `filter` or
 `channel` the ranking runs over coupled channels (all layers a residual addition ties together lose
-the same ones), and the masks cover everything a later `prune: thin` cuts, so cutting changes nothing.
+the same ones), and the masks cover all that a later `prune: thin` cuts, so cutting changes nothing.
 """
 
 from collections.abc import Iterable
@@ -59,7 +59,9 @@ class GradualOptions(core.Options):
 
 
 @core.method(
-    "prune", "gradual", source="Zhu & Gupta 2017, arXiv:1710.01878; filters: Li et al. 2017, 1608.08710"
+    "prune",
+    "gradual",
+    source="Zhu & Gupta 2017, arXiv:1710.01878; filters: Li et al. 2017, 1608.08710",
 )
 class Gradual(core.Method):
     """Zero the least important weights, filters or channels, along a ramp."""
@@ -78,8 +80,8 @@ class Gradual(core.Method):
         small = [a for a in self.addresses if s.parameter(a).dim() <= dim]
         if small:
             raise BindError(
-                f"'{self.id}': granularity {self.options.granularity.name} needs weights of at least "
-                f"{dim + 1} dimensions; '{small[0]}' has {s.parameter(small[0]).dim()}. "
+                f"'{self.id}': granularity {self.options.granularity.name} needs weights of "
+                f"at least {dim + 1} dimensions; '{small[0]}' has {s.parameter(small[0]).dim()}. "
                 "Narrow the selector, for example to 'type:Conv2d'."
             )
         if not self._groups(s, note=True):
@@ -98,7 +100,8 @@ class Gradual(core.Method):
 
     def on_detach(self, s: Any) -> Iterable[Mask]:
         self._check_reached(s)
-        return s.mask_edits(self.id)
+        edits: list[Mask] = s.mask_edits(self.id)
+        return edits
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         self.asked.clear()  # counts start again from what was left
@@ -141,7 +144,8 @@ class Gradual(core.Method):
         """Groups whose every producer (filter) or consumer (channel) is selected, not protected."""
         out, selected = [], set(self.addresses)
         whys = dict.fromkeys(
-            self.addresses, "its channels are the model's own inputs or outputs, or cannot be followed"
+            self.addresses,
+            "its channels are the model's own inputs or outputs, or cannot be followed",
         )
         for g in s.groups:
             why = _refusal(g, selected, self.dim)
@@ -233,7 +237,9 @@ class Gradual(core.Method):
 
 
 registry.register(
-    "method", "prune/oneshot", source="Li et al. 2017, arXiv:1608.08710 (prune once, then fine-tune)"
+    "method",
+    "prune/oneshot",
+    source="Li et al. 2017, arXiv:1608.08710 (prune once, then fine-tune)",
 )(Gradual)
 
 
