@@ -383,9 +383,7 @@ def _spread(edit: _Editor) -> None:
         if source is None or source.op_type != "DequantizeLinear" or source.attribute:
             continue
         readers = edit.readers(out)
-        if edit.is_output(out) or not readers:
-            continue
-        if all(r.op_type == "QuantizeLinear" for r in readers):
+        if not edit.is_output(out) and all(r.op_type == "QuantizeLinear" for r in readers):
             continue
         grid, raw = list(source.input[1:]), f"{out}.raw"
         node.output[0] = raw

@@ -140,4 +140,16 @@ def bar(
     )
     with Progress(*columns, console=console, disable=not show, transient=True) as p:
         task = p.add_task(title, total=total, completed=done)
-        yield lambda text: p.update(task, advance=1, description=f"{title}: {text}")
+        yield lambda text: p.update(
+            task, advance=1, description=f"{title}: {text}" if text else title
+        )
+
+
+@contextmanager
+def working(what: str, show: bool = True) -> Iterator[None]:
+    """A spinner on stderr, for work whose length is not known beforehand."""
+    if not show:
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield

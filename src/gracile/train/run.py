@@ -5,8 +5,7 @@ only the stage that was cut off, from the same seeds, so it ends with the same w
 """
 
 import json
-import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from gracile import registry
 from gracile.analyze.cost import cost, totals
+from gracile.analyze.ledger import Ledger
 from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import load as load_artifact
 from gracile.benchmark.runtimes.base import parse_target
@@ -38,13 +38,15 @@ from gracile.data.loader import Loader, calibration_batches
 from gracile.data.sets import open_data
 from gracile.errors import ResumeError, UserError
 from gracile.export import parity
+from gracile.export.onnx import saturation_warning
 from gracile.graph.capture import capture
 from gracile.models.spec import ModelSpec, load_weights, resolve
 from gracile.recipe.load import load as load_recipe
-from gracile.recipe.schema import Goal, Recipe
+from gracile.recipe.schema import Recipe
 from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
 from gracile.train.evaluate import agreement, predict, predict_module, score
-from gracile.train.loop import fit, make_optimizer
+from gracile.train.loop import bar, fit, make_optimizer, working
+from gracile.train.outcome import kernel_counts, outcome, versions
 from gracile.train.session import Session
 
 EVAL_BATCH = 250
@@ -157,7 +159,16 @@ class _Run:
             }
             for r in self.job.runtimes
         }
-        return self.summary(dense, trained, compressed, runtimes)
+        result = outcome(
+            self.job.recipe.goal,
+            dense=dense,
+            trained=trained,
+            compressed=compressed,
+            runtimes=runtimes,
+            facts=self._about(),
+        )
+        write_json(self.out / "result.json", result)
+        return result
 
     def stage(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage once; its outcome on disk marks it done."""
@@ -165,7 +176,8 @@ class _Run:
         if path.exists():
             return json.loads(path.read_text())  # type: ignore[no-any-return]
         self.job.say(name.replace("-", ": ", 1))
-        value = do()
+        with working(name, self.job.progress and name.startswith(("export", "benchmark"))):
+            value = do()
         write_json(path, value)
         return value
 
@@ -208,7 +220,7 @@ class _Run:
         save_model(self.out, result)
         result.ledger.save(self.out / "ledger.json")
         write_json(self.out / "history.json", {"curves": s.history})
-        return {"warnings": result.warnings, "cut": _last_cut(s.history), "recipe": recipe.sha}
+        return {"warnings": result.warnings, "cut": _worst_cut(s.history), "recipe": recipe.sha}
 
     def compressed(self) -> dict[str, Any]:
         """Score the compressed model in PyTorch, next to the original."""
@@ -228,7 +240,7 @@ class _Run:
 
     def export(self, runtime: str) -> dict[str, Any]:
         """Export original and compressed model and prove that they compute the same."""
-        out: dict[str, Any] = {}
+        out: dict[str, Any] = {"warnings": []}
         for which, result in (("dense", self.dense_result()), ("compressed", self.result())):
             folder = self.out / "export" / _slug(runtime) / which
             artifact = self._exporter(runtime)(
@@ -250,8 +262,11 @@ class _Run:
             )  # fmt: skip
             out[which] = {"artifact": artifact.to_dict(), "parity": report.to_dict()}
             kernels = loaded.kernels()
-            out[which]["kernels"] = _kernel_counts(kernels)
+            out[which]["kernels"] = kernel_counts(kernels)
             out[which]["kernel_rows"] = [vars(k) for k in kernels]
+            danger = saturation_warning(artifact.precision)
+            if danger is not None:
+                out["warnings"].append(["saturation", f"{runtime}: {danger}"])
         return out
 
     def evaluate(self, runtime: str) -> dict[str, Any]:
@@ -261,7 +276,9 @@ class _Run:
         out: dict[str, Any] = {}
         for which in ("dense", "compressed"):
             artifact, loaded = self._reload(runtime, which)
-            logits[which], labels = predict(partial(_first_output, loaded), self._batches("test"))
+            logits[which], labels = predict(
+                partial(_first_output, loaded), self._batches("test", show=True)
+            )
             result = score(logits[which], labels)
             out[which] = result.to_dict()
             self._score_records(result, which, "test", runtime=runtime, artifact=artifact)
@@ -295,75 +312,6 @@ class _Run:
                 if r.metric == "drift" and r.value
             ],
         }
-
-    # ------------------------------------------------------------------ the end
-
-    def summary(
-        self,
-        dense: dict[str, Any],
-        trained: dict[str, Any],
-        compressed: dict[str, Any],
-        runtimes: dict[str, Any],
-    ) -> dict[str, Any]:
-        """`result.json`."""
-        first = next(iter(runtimes.values()), None)
-        before, after = (
-            _column(dense, "dense", runtimes),
-            _column(compressed, "compressed", runtimes),
-        )
-        drop = 100 * (
-            (first["evaluate"]["dense"]["top1"] - first["evaluate"]["compressed"]["top1"])
-            if first
-            else dense["test"]["top1"] - compressed["test"]["top1"]
-        )
-        goal = judge(self.job.recipe.goal, drop=drop, runtimes=runtimes, after=after)
-        warnings = [
-            *trained["warnings"],
-            *[w for r in runtimes.values() for w in r["benchmark"]["warnings"]],
-        ]
-        missed = goal["met"] is False
-        value = {
-            "format": 1,
-            "status": "goal missed" if missed else "ok",
-            "exit": 1 if missed else 0,
-            "out": str(self.out),
-            "goal": goal,
-            "before": before,
-            "after": after,
-            "drop_points": drop,
-            "stages": {
-                "dense": {**dense["val"], "split": "val"},
-                "cut": {**(trained["cut"] or compressed["val"]), "split": "val"},
-                "recovered": {**compressed["val"], "split": "val"},
-            },
-            "speedup": {r: v["benchmark"]["speedup"] for r, v in runtimes.items()},
-            "parity": {r: v["export"]["compressed"]["parity"] for r, v in runtimes.items()},
-            "agreement": {
-                "pytorch": compressed["agreement"],
-                **{r: v["evaluate"]["agreement"] for r, v in runtimes.items()},
-            },
-            "kernels": {r: v["export"]["compressed"]["kernels"] for r, v in runtimes.items()},
-            "ledger": {"shares": _ledger_shares(self.out / "ledger.json")},
-            "layers": compressed["layers"],
-            "data": {
-                "name": self.bundle.name,
-                "spec": self.bundle.spec,
-                "splits": dict(self.bundle.notes),
-            },
-            "measurement": {
-                "threads": self.job.threads,
-                "precision_hint": self.job.hint,
-                "batch": self.job.batch,
-                "rounds": ROUNDS,
-            },
-            "versions": versions(),
-            "seed": self.job.recipe.seed,
-            "command": self.job.command,
-            "warnings": [{"code": c, "text": t} for c, t in warnings],
-            "records": str(self.out / "records.jsonl"),
-        }
-        write_json(self.out / "result.json", value)
-        return value
 
     # ------------------------------------------------------------------ pieces
 
@@ -430,8 +378,12 @@ class _Run:
             **options,
         )
 
-    def _batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._loader(getattr(self.bundle, split), EVAL_BATCH))
+    def _batches(self, split: str, show: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = self._loader(getattr(self.bundle, split), EVAL_BATCH)
+        with bar(f"scoring {split}", len(loader), show=show and self.job.progress) as advance:
+            for batch in loader:
+                yield batch
+                advance("")
 
     def _example(self) -> Tensor:
         x, _ = next(iter(self._loader(self.bundle.train, 2)))
@@ -449,7 +401,7 @@ class _Run:
         kept: dict[str, Tensor] = {}
         model = model.to(self.device)
         for split in ("val", "test"):
-            logits, labels = predict_module(model, self._batches(split))
+            logits, labels = predict_module(model, self._batches(split, show=True))
             result = score(logits, labels)
             out[split] = result.to_dict()
             kept[split] = logits
@@ -488,6 +440,29 @@ class _Run:
             "recipe_sha": self.job.recipe.sha,
             "data_sha": self.bundle.sha,
             "versions": versions(),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        """What the result says of the run itself."""
+        ledger = Ledger.load(self.out / "ledger.json")
+        return {
+            "out": str(self.out),
+            "ledger": {"shares": ledger.shares()},
+            "data": {
+                "name": self.bundle.name,
+                "spec": self.bundle.spec,
+                "splits": dict(self.bundle.notes),
+            },
+            "measurement": {
+                "threads": self.job.threads,
+                "precision_hint": self.job.hint,
+                "batch": self.job.batch,
+                "rounds": ROUNDS,
+            },
+            "versions": versions(),
+            "seed": self.job.recipe.seed,
+            "command": self.job.command,
+            "records": str(self.out / "records.jsonl"),
         }
 
     def _metadata(self, plan: Plan) -> dict[str, str]:
@@ -599,56 +574,6 @@ class _Calibration:
         return (x for x, _ in calibration_batches(self.bundle, None, CALIBRATION_BATCH).batches(0))
 
 
-def judge(
-    goal: Goal, *, drop: float, runtimes: dict[str, Any], after: dict[str, Any]
-) -> dict[str, Any]:
-    """Compare the goal with what was measured: `met` is None without a goal.
-
-    The first runtime asked for is the target: speed, latency and artifact size are judged there,
-    the others are measured alongside. Without a runtime a speed or latency goal cannot be met.
-    """
-    checks: list[dict[str, Any]] = []
-
-    def check(what: str, wanted: float, got: float | None, ok: bool) -> None:
-        checks.append({"what": what, "wanted": wanted, "got": got, "met": ok})
-
-    for r, v in list(runtimes.items())[:1]:
-        if goal.speedup is not None:
-            ratio = v["benchmark"]["speedup"]["ratio"]
-            check(f"speed-up in {r}", goal.speedup, ratio, ratio >= goal.speedup)
-        if goal.latency_ms is not None:
-            ms = v["benchmark"]["latency_ms"]["compressed"]
-            check(f"latency in {r} (ms)", goal.latency_ms, ms, ms <= goal.latency_ms)
-        if goal.size_mb is not None:
-            mb = v["benchmark"]["bytes"]["compressed"] / 1e6
-            check(f"artifact size in {r} (MB)", goal.size_mb, mb, mb <= goal.size_mb)
-    if not runtimes:
-        if goal.speedup is not None:
-            check("speed-up (no --runtime given to measure it)", goal.speedup, None, False)
-        if goal.latency_ms is not None:
-            check("latency (no --runtime given to measure it)", goal.latency_ms, None, False)
-        if goal.size_mb is not None:
-            mb = after["bytes"] / 1e6
-            check("size (MB)", goal.size_mb, mb, mb <= goal.size_mb)
-    if goal.max_drop is not None:
-        check("top-1 drop (points)", goal.max_drop, drop, drop <= goal.max_drop + 1e-9)
-    met = all(c["met"] for c in checks) if checks else None
-    return {**goal.model_dump(), "met": met, "checks": checks}
-
-
-def versions() -> dict[str, str]:
-    """Versions that a Record carries."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    out = {"python": platform.python_version()}
-    for name in ("gracile", "torch", "onnx", "onnxruntime", "openvino"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return out
-
-
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -667,11 +592,14 @@ def _slug(runtime: str) -> str:
     return runtime.replace(":", "-")
 
 
-def _last_cut(history: dict[str, list[tuple[float, float]]]) -> dict[str, float] | None:
-    if "val_top1_cut" not in history:
+def _worst_cut(history: Mapping[str, list[tuple[float, float]]]) -> dict[str, float] | None:
+    """Scores at the deepest point: right after that change which left the lowest top-1."""
+    points = history.get("val_top1_cut", [])
+    if not points:
         return None
+    worst = min(range(len(points)), key=lambda i: points[i][1])
     return {
-        k: history[f"val_{k}_cut"][-1][1]
+        k: history[f"val_{k}_cut"][worst][1]
         for k in ("top1", "top5", "loss")
         if f"val_{k}_cut" in history
     }
@@ -680,32 +608,3 @@ def _last_cut(history: dict[str, list[tuple[float, float]]]) -> dict[str, float]
 def _stored_bytes(model: nn.Module, plan: Plan) -> int:
     bits = {e.at: e.bits for e in plan.of_kind("bits") if e.role == "weight"}
     return sum(-(-p.numel() * bits.get(n, 32) // 8) for n, p in model.named_parameters())
-
-
-def _kernel_counts(kernels: list[Any]) -> dict[str, int]:
-    integer = [k for k in kernels if k.is_integer]
-    convs = [k for k in kernels if k.is_convolution]
-    return {
-        "total": len(kernels),
-        "integer": len(integer),
-        "float": len(kernels) - len(integer),
-        "convolutions": len(convs),
-        "convolutions_integer": sum(k.is_integer for k in convs),
-    }
-
-
-def _column(scores: dict[str, Any], which: str, runtimes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{k: scores["test"][k] for k in ("top1", "top5", "loss")},
-        "macs": scores["macs"],
-        "params": scores["params"],
-        "bytes": scores["bytes"],
-        "accuracy": {r: v["evaluate"][which]["top1"] for r, v in runtimes.items()},
-        "latency": {r: v["benchmark"]["latency_ms"][which] for r, v in runtimes.items()},
-        "latency_records": {r: v["benchmark"]["latency"][which] for r, v in runtimes.items()},
-        "artifact_bytes": {r: v["benchmark"]["bytes"][which] for r, v in runtimes.items()},
-    }
-
-
-def _ledger_shares(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()).get("shares", {})  # type: ignore[no-any-return]
