@@ -3,6 +3,8 @@
 Importing this is light: torch and the runtimes are loaded by what needs them.
 """
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -21,12 +23,14 @@ __all__ = [
     "channel_groups",
     "compress",
     "export",
+    "finish",
     "load_model",
     "load_recipe",
     "open_data",
     "recipe_from",
     "resolve_model",
     "save_model",
+    "session_from",
 ]
 
 if TYPE_CHECKING:
@@ -44,12 +48,14 @@ if TYPE_CHECKING:
         channel_groups,
         compress,
         export,
+        finish,
         load_model,
         load_recipe,
         open_data,
         recipe_from,
         resolve_model,
         save_model,
+        session_from,
     )
 
 
@@ -59,3 +65,18 @@ def __getattr__(name: str) -> Any:
 
         return getattr(gracile.api, name)
     raise AttributeError(f"module 'gracile' has no attribute '{name}'")
+
+
+class _Package(ModuleType):
+    """`gracile.export` and `gracile.benchmark` are the verbs, not the rooms of the same names.
+
+    Importing a room would put its module over the verb; `from gracile.export import ...` finds it
+    without.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

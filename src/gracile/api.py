@@ -7,7 +7,7 @@ records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, thread
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ __all__ = [
     "channel_groups",
     "compress",
     "export",
+    "finish",
     "load_model",
     "load_recipe",
     "open_data",
     "recipe_from",
     "resolve_model",
     "save_model",
+    "session_from",
 ]
 
 
@@ -77,26 +79,30 @@ def compress(
         example: an input batch of at least 2 samples, on the model's device.
         train: sized loader of (input, label); needed if the recipe trains.
         val: loader of (input, label) for the curves.
-        calibration: inputs, or (input, label); default the first batches of `train`.
+        calibration: batches of inputs, or of (input, label), all of them used; default so many
+            images of `train` as the recipe's `data.calibration` says.
         profile: the quantizer profile of the target runtime.
 
     Returns:
         Model, Plan, ledger and tensors; save them with `save_model(folder, result)`.
 
     Raises:
+        UserError: the recipe needs data that is not given.
         RecipeError, BindError, PlanConflict: before any training.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if recipe.train.epochs and train is None:
         raise UserError(f"the recipe trains {recipe.train.epochs} epochs: pass train=<loader>.")
-    batches = _Repeated(train) if train is not None else None
+    batches = _Repeated(train, example.device) if train is not None else None
+    if calibration is None and train is not None:
+        calibration = _First(train, recipe.data.calibration)
     session = Session(
         model,
         recipe,
         make_optimizer(model, recipe.train) if recipe.train.epochs else None,
         example=example,
         steps_per_epoch=len(batches) if batches is not None and recipe.train.epochs else None,
-        calibration=calibration if calibration is not None else train,
+        calibration=calibration,
         profile=profile,
         architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
     )
@@ -110,8 +116,8 @@ def export(
     runtime: str,
     path: str | Path,
     *,
-    example: Tensor,
-    inputs: Tensor | None = None,
+    example: Tensor | tuple[Tensor, ...],
+    inputs: Tensor | tuple[Tensor, ...] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Write an artifact for a runtime and prove that it computes what the model computes.
@@ -120,7 +126,7 @@ def export(
         result: what `compress` or `Session.finish` returned, or a plain module.
         runtime: a registered runtime, see `gracile list runtime`.
         path: folder for the files.
-        example: an input batch of at least 2 samples.
+        example: an input batch (or tuple of inputs) of at least 2 samples.
         inputs: real inputs for the parity check; default `example`.
 
     Raises:
@@ -184,18 +190,108 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     return with_overrides(recipe, args.set) if args.set else recipe
 
 
+def session_from(
+    args: argparse.Namespace,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    train: Iterable[Any],
+    *,
+    epochs: int | None = None,
+) -> Session:
+    """A Session for a training script of your own, from its options and its loader.
+
+    Args:
+        args: with the options of `add_arguments`.
+        model: on the device it trains on; use `session.model` from here on.
+        optimizer: the script's.
+        train: sized loader of (input, label): gives the steps per epoch, the example batch and so
+            many calibration images as the recipe's `data.calibration` says.
+        epochs: how many the script will train; default the recipe's `train.epochs`.
+
+    Raises:
+        UserError: the loader has no length or no batch of two.
+        RecipeError, BindError, PlanConflict: before any training.
+    """
+    recipe = recipe_from(args)
+    profiles = {name.split(":")[0] for name in args.runtime} - {"pytorch"}
+    return Session(
+        model,
+        recipe,
+        optimizer,
+        example=_example(train, next(model.parameters()).device),
+        steps_per_epoch=_length(train),
+        epochs=epochs,
+        calibration=_First(train, recipe.data.calibration),
+        profile=profiles.pop() if len(profiles) == 1 else "portable",
+    )
+
+
+def finish(args: argparse.Namespace, session: Session, *, inputs: Tensor | None = None) -> Result:
+    """Finish a session as a script's options say: saved in `--out`, exported for every `--runtime`.
+
+    Args:
+        args: with the options of `add_arguments`.
+        session: trained to its end.
+        inputs: real inputs for the parity checks; default the session's example batch.
+
+    Returns:
+        The result; its artifacts are in `--out`/export/RUNTIME.
+
+    Raises:
+        ParityError: an artifact does not compute what the model computes.
+    """
+    result = session.finish()
+    save_model(args.out, result)
+    for name in dict.fromkeys(name.split(":")[0] for name in args.runtime):
+        export(result, name, args.out / "export" / name, example=session.example, inputs=inputs)
+    return result
+
+
 class _Repeated:
     """A plain loader as `fit` wants it; its order is the loader's own business."""
 
-    def __init__(self, loader: Iterable[Any]):
-        if not hasattr(loader, "__len__"):
-            raise UserError("train must have a length (a DataLoader or a list of batches).")
+    def __init__(self, loader: Iterable[Any], device: torch.device):
+        self.length = _length(loader)
         self.loader = loader
+        self.device = device
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        return self.length
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        device = torch.get_default_device()
         for x, y in self.loader:
-            yield x.to(device) if device.type != "cpu" else x, y
+            yield x.to(self.device), y.to(self.device)
+
+
+class _First:
+    """The first images of a loader, in its batches, the last one cut to the count."""
+
+    def __init__(self, loader: Iterable[Any], count: int | str):
+        if isinstance(count, str):
+            raise UserError(
+                f"data.calibration: '{count}' names rows of a data set, and this one is your own "
+                "loader: give a count in the recipe, or calibration=<batches>."
+            )
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        left = self.count
+        for item in self.loader:
+            x = item[0] if isinstance(item, (tuple, list)) else item
+            yield x[:left]
+            left -= len(x)
+            if left <= 0:
+                return
+
+
+def _length(loader: Iterable[Any]) -> int:
+    if not isinstance(loader, Sized):
+        raise UserError("train must have a length (a DataLoader or a list of batches).")
+    return len(loader)
+
+
+def _example(loader: Iterable[Any], device: torch.device) -> Tensor:
+    x: Tensor = next(iter(loader))[0]
+    if len(x) < 2:
+        raise UserError(f"an example batch needs at least 2 samples, the loader gives {len(x)}.")
+    return x[:2].to(device)

@@ -82,10 +82,10 @@ def test_options_are_checked_by_name_and_type():
     check_options("criterion", "opts", {"k": 3, "on": False, "how": "b", "free": [1]})
     for options, message in [
         ({"kk": 1}, "has no option 'kk'.*k"),
-        ({"k": "3"}, "option 'k' must be a int, got '3'"),
-        ({"k": True}, "option 'k' must be a int"),
+        ({"k": "3"}, "option 'k' must be a whole number, got '3'"),
+        ({"k": True}, "option 'k' must be a whole number"),
         ({"on": 1}, "option 'on' must be a bool"),
-        ({"how": 1}, "option 'how' must be a str"),
+        ({"how": 1}, "option 'how' must be a text"),
     ]:
         with pytest.raises(UserError, match=message):
             check_options("criterion", "opts", options)

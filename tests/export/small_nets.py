@@ -187,7 +187,7 @@ def _fault_in_ir(source: Path, target: Path, name: str, filter: int) -> None:
 
 def _wants_quantizer(graph, node, outputs) -> bool:
     readers = graph.consumers(node.id)
-    if node.op in MOVES:
+    if node.op in MOVES or node.shape is None:
         return False
     if node.op in ("conv", "conv_transpose", "linear", "batch_norm", "add") and (
         len(readers) == 1 and readers[0].op in FUSED

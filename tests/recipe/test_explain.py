@@ -38,7 +38,7 @@ def test_no_methods_no_rows():
 
 
 def test_a_method_that_never_fires_is_named_with_its_line(valid):
-    with pytest.raises(BindError, match=r"^'thin' \(line 17\): when {at: 2ep} never fires"):
+    with pytest.raises(BindError, match=r"^<string>:17: 'thin': when {at: 2ep} never fires"):
         timetable_rows(loads(valid), Calendar(epochs=2, steps=75))
 
 

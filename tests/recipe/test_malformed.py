@@ -42,7 +42,7 @@ WRONG_TYPE = [
     ("{at: 2ep}", "2ep", 17, "prune.thin.when must be a mapping, got '2ep'", "Write {at:"),
     ("at: 2ep", "at: 2", 17, "a time needs a number and a unit", "write 2ep, 50it or 100mb"),
     ("{name: power, p: 3}", "7", 14, "prune.filters.criterion must be the name", "Known: flat"),
-    ("p: 3}", "p: big}", 14, "option 'p' must be a int, got 'big'", "p"),
+    ("p: 3}", "p: big}", 14, "option 'p' must be a whole number, got 'big'", "p"),
     ("p: 3}", "p: 1.5}", 14, "option 'p' must be a whole number, got 1.5", "p"),
     ("initial: 0.05", "initial: low", 15, "initial must be a number in [0, 1)", "got 'low'"),
     ("momentum: 0.9", "momentum: yes", 7, "momentum must be a number >= 0, got 'yes'", "leave"),

@@ -153,20 +153,21 @@ def open_artifact(path: str | Path, module: Any = None) -> Artifact:
         raise UserError(f"{missing[0]}: no such file.")
     read = {".onnx": _read_onnx, ".xml": _read_ir, ".safetensors": _read_safetensors}[path.suffix]
     values, inputs, guess = read(path)
-    units = tuple(
-        Unit(u["id"], tuple(u["layers"])) for u in json.loads(values.get(f"{KEY}.units", "[]"))
-    )
-    stored = json.loads(values.get(f"{KEY}.inputs", "[]"))
-    return Artifact(
-        path=path,
-        runtime=RUNTIMES[path.suffix],
-        sha=content_sha(path),
-        precision=values.get(f"{KEY}.precision", guess),
-        inputs=tuple((name, tuple(shape)) for name, shape in stored) or inputs,
-        units=units,
-        metadata=json.loads(values.get(f"{KEY}.metadata", "{}")),
-        module=module,
-    )
+    try:
+        stored = json.loads(values.get(f"{KEY}.inputs", "[]"))
+        units = json.loads(values.get(f"{KEY}.units", "[]"))
+        return Artifact(
+            path=path,
+            runtime=RUNTIMES[path.suffix],
+            sha=content_sha(path),
+            precision=values.get(f"{KEY}.precision", guess),
+            inputs=tuple((name, tuple(shape)) for name, shape in stored) or inputs,
+            units=tuple(Unit(u["id"], tuple(u["layers"])) for u in units),
+            metadata=json.loads(values.get(f"{KEY}.metadata", "{}")),
+            module=module,
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: what gracile wrote into it is damaged: {e}.") from None
 
 
 Read = tuple[dict[str, str], tuple[tuple[str, tuple[int, ...]], ...], str]

@@ -10,16 +10,21 @@ import os
 import pkgutil
 import sys
 import traceback
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads ruin timings
 
-import click
 import typer
 
 import gracile.cli.commands as commands
 from gracile.errors import GracileError
 
 INTERNAL, INTERRUPTED = 70, 130
+# The base of all usage errors. Typer brings a click of its own, older versions used the installed
+# one: reached through a public name it is the right one in both.
+UsageProblem: type[Any] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="gracile",
@@ -51,17 +56,18 @@ def main(argv: list[str]) -> int:
     try:
         code = app(argv, standalone_mode=False, prog_name="gracile")
         return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as e:
+    except typer.Exit as e:
         return int(e.exit_code)
-    except click.ClickException as e:
+    except UsageProblem as e:
         e.show()
         return _failed(wants_json, "usage error", e.format_message(), 2)
     except GracileError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return _failed(wants_json, type(e).__name__, str(e), e.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        text = "interrupted; a run goes on with the same command and --resume"
+        print(text, file=sys.stderr)
+        return _failed(wants_json, "interrupted", text, INTERRUPTED)
     except Exception as e:
         traceback.print_exc()
         print("this is a defect of gracile; please report it with the lines above", file=sys.stderr)

@@ -40,7 +40,7 @@ def proofs(result: dict[str, Any]) -> list[str]:
         a, k = result["agreement"][runtime], result["kernels"][runtime]
         low, high = ratio["ci95"]
         lines.append(
-            f"{runtime}: {ratio['ratio']:.2f}x faster (95 % CI {low:.2f} to {high:.2f}); "
+            f"{runtime}: speed-up {ratio['ratio']:.2f}x (95 % CI {low:.2f} to {high:.2f}); "
             f"{100 * a['share']:.1f} % of {a['n']} answers as before "
             f"({a['lost']} lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.3g}); "
             f"{k['convolutions_integer']} of {k['convolutions']} convolutions in integer kernels"

@@ -62,19 +62,20 @@ def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in known:
             raise UserError(f"{kind} '{name}' has no option '{key}'.{nearest(key, known)}")
-        default = known[key].default
-        if isinstance(default, bool):
-            fits = isinstance(value, bool)
-        elif isinstance(default, int):
-            fits = isinstance(value, int) and not isinstance(value, bool)
-        elif isinstance(default, float):
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        elif isinstance(default, str):
-            fits = isinstance(value, str)
-        else:
-            fits = True
-        if not fits:
-            raise UserError(
-                f"{kind} '{name}': option '{key}' must be a {type(default).__name__}, "
-                f"got {value!r}."
-            )
+        expected = _expected(known[key].default, value)
+        if expected is not None:
+            raise UserError(f"{kind} '{name}': option '{key}' must be {expected}, got {value!r}.")
+
+
+def _expected(default: Any, value: Any) -> str | None:
+    """What a value must be to stand in for a default; None if it is that."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "a bool"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, int):
+        return None if number and isinstance(value, int) else "a whole number"
+    if isinstance(default, float):
+        return None if number else "a number"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "a text"
+    return None

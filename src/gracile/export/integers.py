@@ -22,6 +22,7 @@ class WeightGrid:
         zero_point: integers of scale's shape.
         axis: None for one scale.
         signed: int8 rather than uint8.
+        bits: how many of the 8 are used.
     """
 
     q: Tensor
@@ -29,6 +30,7 @@ class WeightGrid:
     zero_point: Tensor
     axis: int | None
     signed: bool
+    bits: int = CONTAINER_BITS
 
     def floats(self) -> Tensor:
         """The weight's values, float32."""
@@ -116,7 +118,7 @@ def integers(weight: Tensor, edit: Bits, tensors: Mapping[str, Tensor]) -> Weigh
             f"integers {int(q.min())}..{int(q.max())}, allowed {edit.qmin}..{edit.qmax}); it was "
             "changed after it was quantized."
         )
-    return WeightGrid(q, scale, zero, axis, edit.signed)
+    return WeightGrid(q, scale, zero, axis, edit.signed, edit.bits)
 
 
 def folded(grid: WeightGrid, edit: Bits, factor: Tensor, axis: int) -> WeightGrid | str:
@@ -153,7 +155,7 @@ def folded(grid: WeightGrid, edit: Bits, factor: Tensor, axis: int) -> WeightGri
             f"a channel with negative BatchNorm weight uses {edit.qmin}, which has no mirror; "
             "quantize with a narrow range"
         )
-    return WeightGrid(q, scale.float(), zero, axis, grid.signed)
+    return WeightGrid(q, scale.float(), zero, axis, grid.signed, grid.bits)
 
 
 def _along(values: Tensor, axis: int | None, ndim: int) -> Tensor:

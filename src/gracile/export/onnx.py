@@ -88,6 +88,7 @@ def to_onnx(
     _weight_marks(edit, prepared)
     _spread(edit)
     _bias_marks(edit)
+    _guard_floats(edit)
     edit.finish(u.id for u in prepared.units)
     del proto.metadata_props[:]
     for opset in list(proto.opset_import):
@@ -148,6 +149,7 @@ class _Editor:
         self.tensors = {t.name: t for t in graph.initializer}
         self.inputs = {i.name for i in graph.input}
         self.named: set[str] = set()  # names that must not change any more
+        self.coarse: set[str] = set()  # scales of grids with fewer than 8 bits
         self._hide_names()
 
     def _hide_names(self) -> None:
@@ -343,6 +345,8 @@ def _pair(edit: _Editor, x: str, out: str, grid: ActivationGrid) -> list[Any]:
         x = f"{out}.clipped"
     scale = edit.add_tensor(f"{out}.scale", np.asarray(grid.scale, np.float32))
     zero_point = edit.add_tensor(f"{out}.zero_point", np.asarray(grid.zero_point, dtype))
+    if grid.bits < 8:
+        edit.coarse.add(scale)
     nodes.append(helper.make_node("QuantizeLinear", [x, scale, zero_point], [f"{out}.q"]))
     nodes.append(helper.make_node("DequantizeLinear", [f"{out}.q", scale, zero_point], [out]))
     return nodes
@@ -366,6 +370,8 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         out = f"{stored}.dequantized"
         scale = edit.add_tensor(f"{stored}.scale", grid.scale.numpy().astype(np.float32))
         names = [stored, scale, edit.add_tensor(f"{stored}.zero_point", zero)]
+        if grid.bits < 8:
+            edit.coarse.add(scale)
         extra: dict[str, Any] = {} if axis is None else {"axis": axis}
         edit.insert(last, helper.make_node("DequantizeLinear", names, [out], **extra))
         edit.redirect(last.output[0], out)
@@ -438,8 +444,10 @@ def _integer_bias(
     x, w = edit.producer(node.input[0]), edit.producer(node.input[1])
     if x is None or w is None or {x.op_type, w.op_type} != {"DequantizeLinear"}:
         return None
+    if {x.input[1], w.input[1]} & edit.coarse:
+        return None  # s_input * s_weight is too coarse a step for a bias
     step, scales = edit.constant(x.input[1]), edit.constant(w.input[1])
-    if step is None or scales is None:
+    if step is None or scales is None or scales.shape not in ((), bias.shape):
         return None
     scales = _raise_dead(edit, w, scales, np.abs(bias) / (step * np.float64(BIAS_LIMIT)))
     scale = (step.astype(np.float32) * scales.astype(np.float32)).astype(np.float32)
@@ -461,6 +469,30 @@ def _raise_dead(edit: _Editor, w: Any, scales: np.ndarray, least: np.ndarray) ->
     if (raised != scales).any():
         w.input[1] = edit.add_tensor(w.input[1], raised)
     return raised
+
+
+def _guard_floats(edit: _Editor) -> None:
+    """Keep ONNX Runtime from quantizing weights that are meant to stay in float.
+
+    It does so on its own (`WeightBiasQuantization`) where a layer reads a DequantizeLinear and its
+    result goes into a QuantizeLinear. A sum of one term in between, which it does not remove, makes
+    the layer no such pattern.
+    """
+    from onnx import helper
+
+    for node in list(edit.nodes):
+        if node.op_type != "QuantizeLinear":
+            continue
+        at = edit.producer(node.input[0])
+        while at is not None and at.op_type in ("Relu", "Clip"):
+            at = edit.producer(at.input[0])
+        if at is None or at.op_type not in (*LAYER_OPS, "MatMul"):
+            continue
+        x, w = edit.producer(at.input[0]), edit.producer(at.input[1])
+        if x is None or x.op_type != "DequantizeLinear" or w is not None:
+            continue
+        edit.insert(node, helper.make_node("Sum", [node.input[0]], [f"{node.input[0]}.float"]))
+        node.input[0] = f"{node.input[0]}.float"
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:

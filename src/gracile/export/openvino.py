@@ -1,14 +1,14 @@
 """Write a model as OpenVINO IR (`.xml` and `.bin`), by way of its ONNX form; names are kept."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
-from gracile.benchmark.artifact import Artifact, artifact_path, content_sha, facts
+from gracile.benchmark.artifact import Artifact, Unit, artifact_path, content_sha, facts
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic
 from gracile.errors import MissingExtra, UserError
@@ -39,7 +39,6 @@ def export_openvino(
 
     prepared, proto = to_onnx(model, plan, tensors, example)
     path = artifact_path(path, "openvino")
-    stored = facts(prepared.precision, prepared.inputs, prepared.units, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.{os.getpid()}.") as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / path.name
@@ -48,6 +47,8 @@ def export_openvino(
             converted = ov.convert_model(source)
         except RuntimeError as e:
             raise UserError(f"OpenVINO cannot convert the model: {e}") from e
+        units = visible(prepared.units, _names(converted))
+        stored = facts(prepared.precision, prepared.inputs, units, metadata)
         for key, value in stored.items():
             converted.set_rt_info(value, key.split("."))
         ov.save_model(converted, target, compress_to_fp16=False)
@@ -60,6 +61,27 @@ def export_openvino(
         sha=content_sha(path),
         precision=prepared.precision,
         inputs=prepared.inputs,
-        units=prepared.units,
+        units=units,
         metadata=dict(metadata),
     )
+
+
+def visible(units: Sequence[Unit], names: Collection[str]) -> tuple[Unit, ...]:
+    """The units whose tensors a converted model still has.
+
+    OpenVINO joins some operators for good (attention becomes one); a unit that is gone counts as
+    part of the next one that is there.
+    """
+    out: list[Unit] = []
+    waiting: tuple[str, ...] = ()
+    for unit in units:
+        if unit.id in names:
+            out.append(Unit(unit.id, (*waiting, *unit.layers)))
+            waiting = ()
+        else:
+            waiting = (*waiting, *unit.layers)
+    return tuple(out)
+
+
+def _names(model: Any) -> set[str]:
+    return {n for op in model.get_ops() for port in op.outputs() for n in port.get_names()}

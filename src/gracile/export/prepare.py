@@ -86,6 +86,7 @@ def prepare(
         for address, factor in fold.scaled.items()
     }
     weights = weight_grids(plan, tensors, before, scaled)
+    _share_with_aliases(weights.grids, graph.module)
     units = choose_units(graph, activations)
     module = fold.module.cpu()
     _run_in_place_nowhere(module)
@@ -131,6 +132,15 @@ def activation_grids(graph: Graph) -> dict[str, ActivationGrid]:
                 qmax=quantizer.qmax,
             )
     return out
+
+
+def _share_with_aliases(grids: dict[str, WeightGrid], module: nn.Module) -> None:
+    """Tied weights have one grid under all their names."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    by_tensor = {id(parameters[a]): grid for a, grid in grids.items() if a in parameters}
+    for address, parameter in parameters.items():
+        if id(parameter) in by_tensor:
+            grids.setdefault(address, by_tensor[id(parameter)])
 
 
 class Mark(nn.Module):
@@ -232,7 +242,7 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
         target = str(node.target)
         if node.op == "call_module" and type(layers[target]) in (*CONVS, *TRANSPOSED, nn.Linear):
             address = f"{target}.weight"
-            if address in grids and getattr(layers[target], "padding_mode", "zeros") == "zeros":
+            if address in grids:
                 name = f"_marks.{address.replace('.', '___')}"
                 if name not in layers:
                     layers[name] = _MarkedLayer(layers[target], address)

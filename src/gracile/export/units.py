@@ -9,7 +9,7 @@ from gracile.graph.instrument import SUFFIX
 # Operators that only move or rename values; they belong to no unit.
 MOVES = (
     "input", "output", "param", "flatten", "reshape", "permute", "getitem", "pad", "channel_pad",
-    "identity", "dropout", "quantize",
+    "identity", "dropout", "quantize", "squeeze", "unsqueeze", "slice", "chunk", "size",
 )  # fmt: skip
 LAYERS = ("conv", "conv_transpose", "linear", "matmul")
 ACTIVATIONS = (

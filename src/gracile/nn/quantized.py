@@ -112,6 +112,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
         self.mode: Mode = "off"
         self.rule: Rule = fake_quantize
+        self.observer: Any = None  # an object with observe(x)
 
     @property
     def qmin(self) -> int:
@@ -123,14 +124,12 @@ class ActivationQuantizer(nn.Module):
         """Largest integer on the grid."""
         return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
 
-    @property
-    def observer(self) -> Any:
-        """What "observe" feeds: an object with ``observe(x)``, or None."""
-        return self.__dict__.get("_observer")
-
-    @observer.setter
-    def observer(self, observer: Any) -> None:
-        self.__dict__["_observer"] = observer  # past nn.Module: an observer must not be saved
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep an observer out of the submodules, whatever it is: it must not be saved."""
+        if name == "observer":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """The tensor itself ("off", "observe") or on its grid ("quantize")."""

@@ -31,6 +31,7 @@ class Profile(BaseModel):
         quantize_outputs: put one on what the model returns.
         ops_integer: operators with integer kernels.
         ops_same_scale: operators that move values: inputs and output share one scale.
+        notes: per operator, the measured reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +43,7 @@ class Profile(BaseModel):
     quantize_outputs: bool = False
     ops_integer: tuple[str, ...]
     ops_same_scale: tuple[str, ...] = ()
+    notes: dict[str, str] = Field(default_factory=dict)
 
 
 def load_profile(name: str) -> Profile:

@@ -89,8 +89,8 @@ def _rows(id: str, recipe: Recipe, calendar: Calendar) -> list[Firing]:
     try:
         table = timetable(entry.options.timing, calendar)
     except BindError as e:
-        line = recipe.lines.get(id)
-        raise BindError(f"'{id}'" + (f" (line {line})" if line else "") + f": {e}") from None
+        place = recipe.places.get(("methods", id), recipe.path)
+        raise BindError(f"{place}: '{id}': {e}") from None
     out = []
     for k in range(len(table)):
         p = table.progress(k)

@@ -73,7 +73,7 @@ def stages(run: Run) -> Section | Absent:
     chart = figure(
         "Top-1 accuracy at each stage",
         lambda w: bar_chart("Top-1 accuracy at each stage, in %", {"": bars}, width=w, unit="%"),
-        "Dense is the original, cut the worst score right after a change, recovered what is delivered.",
+        "Dense is the original, cut the worst score right after a change, recovered the result.",
     )
     return Section("stages", title, (chart, table))
 

@@ -1,10 +1,12 @@
 """Binding: a Recipe meets a model and a training length; what cannot work is refused.
 
 After binding every selector has matched, every timing fires, every need is met and no two entries
-decide about the same thing. Nothing has been trained yet.
+decide about the same thing. Nothing has been trained yet. Messages begin with the place of the
+recipe entry, `file:line`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -12,7 +14,7 @@ from torch import nn
 from gracile import registry
 from gracile.core.method import Method
 from gracile.core.schedule import Calendar, Timetable, timetable
-from gracile.errors import BindError, PlanConflict
+from gracile.errors import BindError, PlanConflict, RecipeError, UserError, nearest
 from gracile.recipe.schema import Recipe
 
 
@@ -25,69 +27,92 @@ def build_methods(recipe: Recipe) -> list[Method]:
     return out
 
 
-def check_needs(methods: list[Method], *, epochs: int, calibration: bool, teacher: bool) -> None:
+def place(recipe: Recipe, id: str) -> str:
+    """Where an entry is written: `file:line`, `--set ...`, or `<python>`."""
+    return recipe.places.get(("methods", id), recipe.path)
+
+
+@contextmanager
+def at_entry(recipe: Recipe, id: str) -> Iterator[None]:
+    """Name the entry a UserError is about: its message gets `file:line: 'id': ` in front."""
+    try:
+        yield
+    except RecipeError:
+        raise  # has its place
+    except UserError as e:
+        text = str(e) if str(e).startswith(f"'{id}'") else f"'{id}': {e}"
+        raise type(e)(f"{place(recipe, id)}: {text}") from None
+
+
+def check_needs(
+    methods: list[Method], recipe: Recipe, *, epochs: int, calibration: bool, teacher: bool
+) -> None:
     """Refuse methods whose needs this session cannot meet.
 
     Raises:
         BindError: names the method, what it needs and how to give it.
     """
     for m in methods:
-        if "train" in m.needs and epochs == 0:
-            raise BindError(
-                f"'{m.id}' ({m.verb}: {m.kind_name}) acts during training, but train.epochs is 0; "
-                "set train: {epochs: N}."
-            )
-        if "calibration" in m.needs and not calibration:
-            raise BindError(
-                f"'{m.id}' ({m.verb}: {m.kind_name}) needs calibration data: pass "
-                "calibration=<batches> to Session, or set data: {calibration: 300}."
-            )
-        if "teacher" in m.needs and not teacher:
-            raise BindError(f"'{m.id}' needs a teacher, and this session was made without one.")
+        with at_entry(recipe, m.id):
+            if "train" in m.needs and epochs == 0:
+                raise BindError(
+                    f"'{m.id}' ({m.verb}: {m.kind_name}) acts during training, but train.epochs is "
+                    "0; set train: {epochs: N}."
+                )
+            if "calibration" in m.needs and not calibration:
+                raise BindError(
+                    f"'{m.id}' ({m.verb}: {m.kind_name}) needs calibration data: pass "
+                    "calibration=<batches> to Session, or set data: {calibration: 300}."
+                )
+            if "teacher" in m.needs and not teacher:
+                raise BindError(f"'{m.id}' needs a teacher, and this session was made without one.")
 
 
-def timetables(
-    methods: list[Method], calendar: Calendar, lines: Mapping[str, int] | None = None
-) -> dict[str, Timetable]:
+def timetables(methods: list[Method], recipe: Recipe, calendar: Calendar) -> dict[str, Timetable]:
     """All firings of all methods.
 
     Raises:
-        BindError: a method never fires; names its recipe entry and line.
+        BindError: a method never fires within this training; names its place.
     """
-    out = {}
+    out: dict[str, Timetable] = {}
     for m in methods:
         when = m.options.timing
-        if when is None:
-            continue
-        try:
-            out[m.id] = timetable(when, calendar)
-        except BindError as e:
-            line = (lines or {}).get(m.id)
-            place = f"'{m.id}'" + (f" (line {line})" if line else "")
-            raise BindError(f"{place}: {e}") from None
+        if when is not None:
+            with at_entry(recipe, m.id):
+                out[m.id] = timetable(when, calendar)
     return out
 
 
-def check_claims(methods: list[Method], s: Any, lines: Mapping[str, int] | None = None) -> None:
+def check_claims(methods: list[Method], s: Any, recipe: Recipe) -> None:
     """Refuse two methods that decide about the same thing, unless one says `after: <other>`.
 
     Raises:
         PlanConflict: names both entries with their lines.
+        BindError: an `after` that names no earlier entry.
     """
     owner: dict[tuple[str, str], Method] = {}
+    earlier: list[str] = []
     for m in methods:
+        after = getattr(m.options, "after", None)
+        if after is not None and after not in earlier:
+            raise BindError(
+                f"{place(recipe, m.id)}: '{m.id}': after must name an entry before it, got "
+                f"'{after}'.{nearest(after, earlier) or ' There is none; leave it out.'}"
+            )
+        earlier.append(m.id)
         for target in m.claims(s):
             other = owner.get(target)
-            if other is not None and getattr(m.options, "after", None) != other.id:
+            if other is not None and after != other.id:
                 raise PlanConflict(
-                    f"{_entry(other.id, lines)} and {_entry(m.id, lines)} both set "
-                    f"{target[0].split(':')[0]} of '{target[1]}'; keep one."
+                    f"{place(recipe, m.id)}: {_entry(other.id, recipe)} and "
+                    f"{_entry(m.id, recipe)} both set {target[0].split(':')[0]} of '{target[1]}'; "
+                    "keep one."
                 )
             owner[target] = m
 
 
-def _entry(id: str, lines: Mapping[str, int] | None) -> str:
-    line = (lines or {}).get(id)
+def _entry(id: str, recipe: Recipe) -> str:
+    line = recipe.lines.get(id)
     return f"'{id}'" + (f" (line {line})" if line else "")
 
 

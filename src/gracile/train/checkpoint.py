@@ -24,6 +24,7 @@ from gracile.models.spec import ModelSpec, architecture_sha, registered
 from gracile.quantize.restore import simulate
 
 FORMAT = 1
+REBUILT = ("remove", "mask", "bits")  # kinds of edits; masks and grids are in the weights already
 _SKELETON = "gracile.skeleton"
 
 
@@ -45,7 +46,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
     tensors, metadata = read_tensors(path, device)
     try:
         return _unpack(json.loads(metadata[_SKELETON]), tensors)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path}: not a gracile state file.") from None
 
 
@@ -114,6 +115,12 @@ def load_model(
         raise UserError(
             f"{folder}: the plan was made for another '{arch.name}' (parameter shapes differ)."
         )
+    for edit in plan:
+        if edit.kind not in REBUILT:
+            raise UserError(
+                f"{folder / 'plan.json'}: edit {edit.id} is of kind '{edit.kind}', which this "
+                f"version cannot rebuild (it can: {', '.join(REBUILT)}). Use a newer gracile."
+            )
     apply_removes(model, [e for e in plan if isinstance(e, Remove)])
     tensors, _ = read_tensors(folder / "model.safetensors")
     names = set(model.state_dict())

@@ -138,6 +138,7 @@ def bar(
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
     )
+    show = show and console.is_terminal  # in a log file its frames are empty lines
     with Progress(*columns, console=console, disable=not show, transient=True) as p:
         task = p.add_task(title, total=total, completed=done)
         yield lambda text: p.update(

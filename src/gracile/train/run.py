@@ -5,10 +5,11 @@ only the stage that was cut off, from the same seeds, so it ends with the same w
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,24 +20,22 @@ from gracile import registry
 from gracile.analyze.cost import cost, totals
 from gracile.analyze.ledger import Ledger
 from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.runtimes.base import HINTS, parse_target
 from gracile.benchmark.runtimes.base import load as load_artifact
-from gracile.benchmark.runtimes.base import parse_target
 from gracile.benchmark.timing import compare as time_side_by_side
 from gracile.core.plan import Plan
 from gracile.core.record import Record, RecordLog
 from gracile.core.result import Result
 from gracile.core.state import (
     derive_seed,
-    environment,
     sha256,
-    write_atomic,
     write_atomic_with,
     write_json,
 )
 from gracile.data.bundle import DataBundle
 from gracile.data.loader import Loader, calibration_batches
 from gracile.data.sets import open_data
-from gracile.errors import ResumeError, UserError
+from gracile.errors import UserError
 from gracile.export import parity
 from gracile.export.onnx import saturation_warning
 from gracile.graph.capture import capture
@@ -45,6 +44,7 @@ from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
 from gracile.train.evaluate import agreement, predict, predict_module, score
+from gracile.train.folder import begun, check_folder, opened, read_begun
 from gracile.train.loop import bar, fit, make_optimizer, working
 from gracile.train.outcome import kernel_counts, outcome, versions
 from gracile.train.session import Session
@@ -88,12 +88,28 @@ def run(job: Job, *, resume: bool = False) -> dict[str, Any]:
         UserError: bad input, or `out` holds another run.
         VerificationError, ParityError: a proof failed.
     """
-    return _Run(job, resume).whole()
+    work = _Run(job)
+    check_folder(job.out, work.identity(), job.recipe, resume=resume)
+    if not begun(job.out):
+        work.check_runtimes()
+    with opened(job.out, work.identity(), job.recipe):
+        return work.whole()
+
+
+def check(jobs: Iterable[Job], *, resume: bool = False) -> None:
+    """Refuse what any of several jobs would refuse, before the first one runs.
+
+    Raises:
+        UserError: the first job that does not bind, or whose directory it may not write to.
+    """
+    for job in jobs:
+        work = _Run(job)
+        check_folder(job.out, work.identity(), job.recipe, resume=resume)
 
 
 def bind(job: Job) -> Session:
     """Bind a recipe to model and data without running or writing anything."""
-    return _Run(job, resume=True, dry=True).session
+    return _Run(job).session
 
 
 def export_only(
@@ -101,26 +117,25 @@ def export_only(
 ) -> dict[str, Any]:
     """Export a finished run, or a plain model, and prove the artifact."""
     folder = Path(model)
-    if (folder / "result.json").exists():
-        old = json.loads((folder / "state" / "run.json").read_text())["identity"]
+    if folder.is_dir():
+        if not (folder / "result.json").exists():
+            raise UserError(f"{folder}: not a finished run (result.json); go on with --resume.")
+        if weights is not None:
+            raise UserError(f"--weights: the run in {folder} has its own; leave it out.")
+        old = read_begun(folder)["identity"]
         job = Job(
             model=old["model"],
             data=old["data"],
             out=folder,
             recipe=load_recipe(folder / "recipe.yaml"),
         )
-        done = _Run(job, resume=True, dry=True)
+        done = _Run(job)
         result = done.result()
     else:
         recipe = Recipe.model_validate({"recipe": 1})
-        done = _Run(
-            Job(model=model, data=data, recipe=recipe, out=out, weights=weights), True, dry=True
-        )
+        done = _Run(Job(model=model, data=data, recipe=recipe, out=out, weights=weights))
         result = done.dense_result()
-    artifact = done._exporter(runtime)(
-        result.model, result.plan, result.tensors, example=done._example(), path=out,
-        metadata=done._metadata(result.plan),
-    )  # fmt: skip
+    artifact = done._exported(runtime, result, out)
     loaded = done._load(runtime, artifact, result.model)
     report = parity.check(result.model, loaded, done._parity_inputs(), precision=artifact.precision)
     parity.require(report)
@@ -128,26 +143,26 @@ def export_only(
 
 
 class _Run:
-    def __init__(self, job: Job, resume: bool, dry: bool = False):
+    def __init__(self, job: Job):
         self.job = job
         self.out = job.out
         self.state = job.out / "state"
         for r in job.runtimes:
             parse_target(r)
-        self.bundle = open_data(
-            job.data, recipe_data=job.recipe.data.model_dump(), seed=job.recipe.seed
-        )
+        if job.hint not in HINTS:
+            raise UserError(f"--hint must be one of {', '.join(HINTS)}, got '{job.hint}'.")
+        if job.hint not in HINTS:
+            raise UserError(f"--hint must be one of {', '.join(HINTS)}, got '{job.hint}'.")
+        self.bundle = _open_data(job)
         self.device = _device(job.device)
         self.spec = self._fresh()  # refuses bad models and weights before anything is written
         self.session = self._session()  # refuses recipes that do not bind
-        if dry:
-            return
-        self._open(resume)
-        self.records = RecordLog(self.out / "records.jsonl")
 
     # ------------------------------------------------------------------ stages
 
     def whole(self) -> dict[str, Any]:
+        """All stages, in order; those that are done already are read back."""
+        self.records = RecordLog(self.out / "records.jsonl")
         dense = self.stage("dense", self.dense)
         trained = self.stage("finish", self.train_and_finish)
         compressed = self.stage("compressed", self.compressed)
@@ -243,14 +258,7 @@ class _Run:
         out: dict[str, Any] = {"warnings": []}
         for which, result in (("dense", self.dense_result()), ("compressed", self.result())):
             folder = self.out / "export" / _slug(runtime) / which
-            artifact = self._exporter(runtime)(
-                result.model,
-                result.plan,
-                result.tensors,
-                example=self._example(),
-                path=folder,
-                metadata=self._metadata(result.plan),
-            )
+            artifact = self._exported(runtime, result, folder)
             loaded = self._load(runtime, artifact, result.model)
             report = parity.check(
                 result.model, loaded, self._parity_inputs(), precision=artifact.precision
@@ -477,8 +485,16 @@ class _Run:
             "torch": torch.__version__,
         }
 
-    def _exporter(self, runtime: str) -> Callable[..., Artifact]:
-        return registry.get("exporter", runtime.split(":")[0]).obj  # type: ignore[no-any-return]
+    def _exported(self, runtime: str, result: Result, folder: Path) -> Artifact:
+        exporter = registry.get("exporter", parse_target(runtime)[0]).obj
+        return exporter(  # type: ignore[no-any-return]
+            result.model,
+            result.plan,
+            result.tensors,
+            example=self._example(),
+            path=folder,
+            metadata=self._metadata(result.plan),
+        )
 
     def _load(self, runtime: str, artifact: Artifact, model: nn.Module) -> Any:
         name, device = parse_target(runtime)
@@ -518,46 +534,54 @@ class _Run:
             )
         return rows
 
-    def _open(self, resume: bool) -> None:
-        """Make the run directory, or check that the one there is the same run."""
-        identity = {
-            "model": self.job.model,
-            "weights": sha256(self.job.weights.read_bytes()) if self.job.weights else None,
-            "data": self.job.data,
+    def check_runtimes(self) -> None:
+        """Export the original and load it in every runtime, in a folder that is thrown away.
+
+        What could not be there at the end, a runtime that is not installed, a device it does not
+        have, a network it cannot take, is refused before anything is written or trained.
+        """
+        dense = self.dense_result()
+        for runtime in self.job.runtimes:
+            self.job.say(f"check: {runtime}")
+            with TemporaryDirectory() as folder:
+                artifact = self._exported(runtime, dense, Path(folder))
+                self._load(runtime, artifact, dense.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What the outcome depends on: a resumed run must have the same."""
+        job = self.job
+        return {
+            "model": job.model,
+            "model_code": _code_sha(job.model),
+            "weights": sha256(job.weights.read_bytes()) if job.weights else None,
+            "data": job.data,
+            "recipe_sha": job.recipe.sha,
             "data_sha": self.bundle.sha,
-            "recipe_sha": self.job.recipe.sha,
-            "runtimes": list(self.job.runtimes),
-            "device": self.job.device,
-            "threads": self.job.threads,
+            "runtimes": list(job.runtimes),
+            "device": job.device,
+            "threads": job.threads,
+            "hint": job.hint,
+            "batch": job.batch,
         }
-        path = self.state / "run.json"
-        if path.exists():
-            old = json.loads(path.read_text())
-            if not resume:
-                raise UserError(
-                    f"{self.out} already holds a run; continue it with --resume or choose another "
-                    "--out."
-                )
-            for key, value in identity.items():
-                if old["identity"].get(key) != value:
-                    raise ResumeError(
-                        f"{self.out} is a run with {key} {old['identity'].get(key)!r}, not "
-                        f"{value!r}; "
-                        "use the same arguments, or another --out."
-                    )
-            torch.set_num_threads(old["environment"]["threads"])
-            now = environment()
-            for key in ("torch", "cpu", "machine"):
-                if old["environment"][key] != now[key]:
-                    raise ResumeError(
-                        f"{self.out} was begun with {key} {old['environment'][key]}, here is "
-                        f"{now[key]}: the result would differ. Start a new run."
-                    )
-            return
-        if self.out.exists() and any(self.out.iterdir()) and not resume:
-            raise UserError(f"{self.out} is not empty and holds no run; choose another --out.")
-        write_atomic(self.out / "recipe.yaml", self.job.recipe.to_yaml().encode())
-        write_json(path, {"identity": identity, "environment": environment()})
+
+
+def _open_data(job: Job) -> DataBundle:
+    try:
+        return open_data(job.data, recipe_data=job.recipe.data.model_dump(), seed=job.recipe.seed)
+    except UserError as e:
+        text = str(e)
+        if not text.startswith("recipe: data."):
+            raise
+        key = text.removeprefix("recipe: data.").split(" ")[0].rstrip(":")
+        found = job.recipe.places
+        place = found.get(("data", key)) or found.get(("data",)) or job.recipe.path
+        raise type(e)(f"{place}: {text.removeprefix('recipe: ')}") from None
+
+
+def _code_sha(model: str) -> str | None:
+    """Hash of the user's own file, where the model is from one (`net.py:factory`)."""
+    path = Path(model.partition("?")[0].rpartition(":")[0])
+    return sha256(path.read_bytes()) if path.suffix == ".py" else None
 
 
 def _first_output(loaded: Any, x: Tensor) -> Any:

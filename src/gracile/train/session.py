@@ -50,6 +50,7 @@ from gracile.models.spec import architecture_sha
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.bind import (
+    at_entry,
     build_methods,
     check_claims,
     check_needs,
@@ -124,12 +125,12 @@ class Session:
         self.methods = build_methods(self.recipe)
         check_needs(
             self.methods,
+            self.recipe,
             epochs=self.epochs,
             calibration=calibration is not None,
             teacher=True,
         )
-        lines = self.recipe.lines
-        self.timetables = timetables(self.methods, self.calendar, lines)
+        self.timetables = timetables(self.methods, self.recipe, self.calendar)
         self.fired = {m.id: 0 for m in self.methods}
         self.original = _stock(model, self.graph)
         self.teacher: nn.Module | None = None
@@ -139,8 +140,9 @@ class Session:
         self._watch = self._watch_forward(model)
         try:
             for m in self.methods:
-                m.on_attach(self)
-            check_claims(self.methods, self, lines)
+                with at_entry(self.recipe, m.id):
+                    m.on_attach(self)
+            check_claims(self.methods, self, self.recipe)
         except BaseException:
             self.overlays.detach()
             self._watch.remove()
@@ -219,17 +221,23 @@ class Session:
         self.on_epoch_end(number)
 
     def loss(self, loss: Tensor) -> Tensor:
-        """Short form of `before_backward_pass`."""
-        return self.before_backward_pass(self.epoch_number, self.batch, self.steps, loss)
+        """Short form of `before_backward_pass`; divided by the recipe's `train.accumulate`."""
+        total = self.before_backward_pass(self.epoch_number, self.batch, self.steps, loss)
+        return total / self.calendar.accumulate
 
     def step(self) -> None:
-        """Short form: hooks, `optimizer.step()`, hooks, then on to the next mini-batch."""
+        """Short form: hooks, `optimizer.step()`, hooks, then on to the next mini-batch.
+
+        With `train.accumulate` the optimizer steps when so many mini-batches are together, or the
+        epoch ends.
+        """
         if self.optimizer is None:
             raise UserError("session.step() needs an optimizer: Session(model, recipe, optimizer).")
         e, b, n = self.epoch_number, self.batch, self.steps
-        self.before_parameter_optimization(e, b, n)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if (b + 1) % self.calendar.accumulate == 0 or b + 1 == n:
+            self.before_parameter_optimization(e, b, n)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.on_minibatch_end(e, b, n)
         if b + 1 < n:
             self.on_minibatch_begin(e, b + 1, n)

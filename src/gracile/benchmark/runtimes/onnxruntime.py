@@ -117,14 +117,14 @@ class OnnxRuntime(Loaded):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # its warnings are about its own optimizer
-        if _weights_only(self.artifact.path):
-            # Nothing computes in integers: restore the weights once, not at every inference.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if optimized is not None:
             options.optimized_model_filepath = optimized
         try:
+            if _weights_only(self.artifact.path):
+                # Nothing computes in integers: restore the weights once, not at every inference.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
             return ort.InferenceSession(model, options, providers=[self._provider])
-        except Exception as e:  # onnxruntime's error types share no public base
+        except Exception as e:  # neither package has a public base of its errors
             raise UserError(f"{self.artifact.path}: ONNX Runtime cannot load it: {e}") from e
 
 

@@ -179,6 +179,9 @@ def _show(model: Any, ids: list[str]) -> None:
     """Add the units' tensors to the outputs."""
     there = {name for port in model.outputs for name in port.get_names()}
     ports = _ports(model)
+    gone = [id for id in ids if id not in ports]
+    if gone:
+        raise UserError(f"the model has no tensor '{gone[0]}', which it names as a unit.")
     model.add_outputs([ports[id] for id in ids if id not in there])
 
 
@@ -204,9 +207,10 @@ def _cut(model: Any, ids: list[str]) -> Any:
         added.append(fed)
         node, source = port.get_node(), fed.output(0)
         if node.get_type_name() == "FakeQuantize":
-            ranges = [i.get_source_output() for i in node.inputs()[1:]]
+            # Its input range may have swallowed a factor; what is fed lies in the output range.
+            low, high = (node.input_value(k) for k in (3, 4))
             levels = node.get_attributes()["levels"]
-            source = opset13.fake_quantize(fed, *ranges, levels).output(0)
+            source = opset13.fake_quantize(fed, low, high, low, high, levels).output(0)
         for reader in readers:
             reader.replace_source_output(source)
     return ov.Model(model.get_results(), [*model.get_parameters(), *added], "cut")

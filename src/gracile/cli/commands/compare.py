@@ -1,5 +1,7 @@
 """`gracile compare`: several recipes under equal conditions: same data, budget and seeds."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +45,7 @@ def register(app: typer.Typer) -> None:
         from gracile.report.comparison import write_comparison
         from gracile.report.html import write
         from gracile.report.tables import comparison_markdown
-        from gracile.train.run import Job, run
+        from gracile.train.run import Job, check, run
 
         loaded = {p: with_overrides(load(p), set_ or []) for p in recipes}
         if len({p.stem for p in recipes}) != len(recipes):
@@ -56,29 +58,33 @@ def register(app: typer.Typer) -> None:
                     f"{recipes[0]} {first.epochs} of {first.batch_size}; equal budgets are needed. "
                     "Use --set train.epochs=N for all."
                 )
+        jobs = {
+            (p.stem, seed): Job(
+                model=model, data=data, recipe=with_overrides(r, [f"seed={seed}"]),
+                out=out / f"{p.stem}-seed{seed}", weights=weights,
+                runtimes=tuple(dict.fromkeys(runtime or ())), threads=threads, device=device,
+                progress=not json, command=shlex.join(["gracile", *sys.argv[1:]]), say=say,
+            )
+            for p, r in loaded.items()
+            for seed in range(seeds)
+        }  # fmt: skip
+        check(jobs.values(), resume=resume)
         rows = []
-        for p, r in loaded.items():
-            for seed in range(seeds):
-                say(f"{p.stem}, seed {seed}")
-                job = Job(
-                    model=model, data=data, recipe=with_overrides(r, [f"seed={seed}"]),
-                    out=out / f"{p.stem}-seed{seed}", weights=weights,
-                    runtimes=tuple(runtime or ()), threads=threads, device=device,
-                    progress=not json, say=say,
-                )  # fmt: skip
-                result = run(job, resume=resume or job.out.exists())
-                write(job.out)
-                rows.append(
-                    {
-                        "recipe": p.stem,
-                        "seed": seed,
-                        "top1": result["after"]["top1"],
-                        "drop": result["drop_points"],
-                        "speedup": {k: v["ratio"] for k, v in result["speedup"].items()},
-                        "macs": result["after"]["macs"],
-                        "bytes": result["after"]["bytes"],
-                    }
-                )
+        for (recipe, seed), job in jobs.items():
+            say(f"{recipe}, seed {seed}")
+            result = run(job, resume=resume)
+            write(job.out)
+            rows.append(
+                {
+                    "recipe": recipe,
+                    "seed": seed,
+                    "top1": result["after"]["top1"],
+                    "drop": result["drop_points"],
+                    "speedup": {k: v["ratio"] for k, v in result["speedup"].items()},
+                    "macs": result["after"]["macs"],
+                    "bytes": result["after"]["bytes"],
+                }
+            )
         page = write_comparison(out, rows)
         if json:
             print(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from gracile.cli import options as o
 from gracile.cli.output import out
 
 
@@ -15,7 +16,7 @@ def register(app: typer.Typer) -> None:
         kind: Annotated[
             str | None, typer.Argument(metavar="[KIND]", help="method, criterion, model, ...")
         ] = None,
-        json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+        json: o.Json = False,
     ) -> int:
         """List methods, kernels, models, data sets and runtimes."""
         import json as jsonlib
@@ -31,10 +32,20 @@ def register(app: typer.Typer) -> None:
         if json:
             print(
                 jsonlib.dumps(
-                    [
-                        {"kind": e.kind, "name": e.name, "source": e.source, "summary": e.summary}
-                        for e in rows
-                    ]
+                    {
+                        "format": 1,
+                        "status": "ok",
+                        "exit": 0,
+                        "entries": [
+                            {
+                                "kind": e.kind,
+                                "name": e.name,
+                                "source": e.source,
+                                "summary": e.summary,
+                            }
+                            for e in rows
+                        ],
+                    }
                 )
             )
             return 0

@@ -48,6 +48,8 @@ def register(app: typer.Typer) -> None:
                 jsonlib.dumps(
                     {
                         "format": 1,
+                        "status": "ok",
+                        "exit": 0,
                         "model": model,
                         "captured_by": graph.how,
                         "reason": graph.reason,

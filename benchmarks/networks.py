@@ -1,0 +1,75 @@
+"""The networks that are timed: random weights, made by gracile's own recipes, one seed."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gracile import Recipe, Result, Session, resolve_model
+from gracile.core.plan import Architecture, Plan
+
+SHAPES = {
+    "resnet20_cifar_a": (3, 32, 32),
+    "mobilenet_v2": (3, 224, 224),
+    "resnet50": (3, 224, 224),
+}
+_AT_END = {"when": {"at": "end"}}
+_HALF = {
+    "filters": {
+        "prune": "oneshot",
+        "weights": "type:Conv2d",
+        "criterion": "l1",
+        "granularity": "filter",
+        "sparsity": 0.5,
+        **_AT_END,
+    },
+    "thin": {"prune": "thin", **_AT_END},
+}
+_INT8 = {"int8": {"quantize": "ptq", **_AT_END}}
+VARIANTS: Mapping[str, dict[str, object]] = {
+    "dense": {},
+    "half": _HALF,
+    "int8": _INT8,
+    "half int8": {**_HALF, **_INT8},
+}
+
+
+def fresh(name: str) -> nn.Module:
+    """The network with weights of seed 0."""
+    torch.manual_seed(0)
+    return resolve_model(name).model
+
+
+def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
+    """Standard normal images of seed 0."""
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def compressed(name: str, variant: str, profile: str) -> Result:
+    """One variant of a network; nothing is trained, ranges come from 8 random images."""
+    model, methods = fresh(name).eval(), VARIANTS[variant]
+    if not methods:
+        return Result(model, Plan(architecture=Architecture(name=name)))
+    x = inputs(SHAPES[name], 8)
+    recipe = Recipe.build(methods=methods)
+    return Session(model, recipe, example=x[:2], calibration=[x], profile=profile).finish()
+
+
+class Chain(nn.Module):
+    """Four 3x3 convolutions with ReLU, all of one width, for the cost of a width.
+
+    Args:
+        width: channels in and out of each.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) -> the same shape."""
+        out: Tensor = self.layers(x)
+        return out

@@ -1,0 +1,108 @@
+"""What only shows when recipe, model and data meet: one message with place and way out, exit 2."""
+
+import re
+
+import pytest
+
+from gracile.cli.main import main
+
+HEAD = "recipe: 1\ntrain: {epochs: 2, batch_size: 64}\nmethods:\n"
+PRUNE = "prune: gradual, sparsity: 0.5"
+CASES = {
+    # selector without match
+    "no-glob": (f'  m: {{{PRUNE}, weights: "layer9.*", when: {{at: 0ep}}}}', r"'layer9\.\*' matches no"),
+    "no-name": (f"  m: {{{PRUNE}, weights: layer1.0.conv9, when: {{at: 0ep}}}}", r"Nearest: 'layer1\.0"),
+    "no-type": (f'  m: {{{PRUNE}, weights: "type:Conv3d", when: {{at: 0ep}}}}', "type:Conv3d"),
+    "no-exclusion": (f'  m: {{{PRUNE}, weights: ["**", "!no.such"], when: {{at: 0ep}}}}', "no.such"),
+    "all-excluded": (f'  m: {{{PRUNE}, weights: [conv1, "!conv1"], when: {{at: 0ep}}}}', "subtracted"),
+    # a method that never fires
+    "too-late": (f"  m: {{{PRUNE}, weights: conv1, when: {{at: 2ep}}}}", "never fires"),
+    "after-the-end": (f"  m: {{{PRUNE}, weights: conv1, when: {{start: 5ep, stop: 9ep}}}}", "never fires"),
+    "steps-too-late": (f"  m: {{{PRUNE}, weights: conv1, when: {{at: 9999it}}}}", "never fires"),
+    "span-too-late": ("  m: {distill: kd, when: {start: 3ep}}", "never fires"),
+    # colliding edits
+    "two-ptq": ("  m: {quantize: ptq}\n  n: {quantize: ptq}", r"'m' .* and 'n' .* both set bits"),
+    "ptq-and-qat": ("  m: {quantize: ptq}\n  n: {quantize: qat, when: {start: 1ep}}", "keep one"),
+    "two-qat": (
+        "  m: {quantize: qat, when: {start: 1ep}}\n  n: {quantize: qat, when: {start: 0ep}}",
+        "both set bits",
+    ),
+    # needs that cannot be met, structures that cannot be cut
+    "at-for-a-span": ("  m: {distill: kd, when: {at: 1ep}}", r"write when: \{start: 1ep\}"),
+    "half-a-stream": (
+        f"  m: {{{PRUNE}, granularity: filter, weights: conv1, when: {{at: 0ep}}}}",
+        "shares its channels",
+    ),
+    "filters-of-the-head": (
+        f"  m: {{{PRUNE}, granularity: filter, weights: linear, when: {{at: 0ep}}}}",
+        "can lose filters",
+    ),
+    "freeze-too-late": (
+        "  m: {quantize: qat, when: {start: 1ep}, freeze_observers: 7ep}",
+        "not before the end",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_message_with_place_and_nothing_written(name, tmp_path, capsys):
+    entry, expected = CASES[name]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(HEAD + entry + "\n")
+    out = tmp_path / "out"
+    arguments = ["--data", "digits", "--recipe", str(recipe), "--out", str(out)]
+    assert main(["compress", "resnet20_cifar_a", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert re.search(expected, errors), errors
+    assert re.search(r"r\.yaml:\d+|\(line \d+\)", errors), errors
+    assert "Traceback" not in errors
+    assert errors.count("Error:") + errors.count("PlanConflict:") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["no-name", "too-late", "two-ptq"])
+def test_recipe_check_with_a_model_finds_the_same(name, tmp_path, capsys):
+    entry, expected = CASES[name]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(HEAD + entry + "\n")
+    assert main(["recipe", "check", str(recipe)]) == 0
+    assert main(["recipe", "check", str(recipe), "--model", "resnet20_cifar_a"]) == 2
+    assert re.search(expected, capsys.readouterr().err)
+
+
+GOOD = HEAD + f"  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model": "resnet20_cifar_b"}, "Nearest: 'resnet20_cifar_a'"),
+        ({"model": "nofile.py:make"}, "nofile.py"),
+        ({"--weights": "missing.safetensors"}, "missing.safetensors"),
+        ({"--data": "digitz"}, "Nearest: 'digits'"),
+        ({"--data": "parquet:/no/such/folder"}, "/no/such/folder"),
+        ({"--recipe": "missing.yaml"}, "missing.yaml"),
+        ({"--device": "tpu"}, "--device must be cpu or cuda:i"),
+        ({"--runtime": "tensorrt"}, "tensorrt"),
+        ({"--set": "train.epoch=3"}, "epochs"),
+        ({"--set": "train.epochs=-3"}, "-3"),
+        ({"--hint": "fp8"}, "fp8"),
+        ({"--threads": "0"}, "--threads"),
+    ],
+    ids=lambda v: str(v),
+)
+def test_bad_arguments_are_refused_before_anything_is_written(change, expected, tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(GOOD)
+    out = tmp_path / "out"
+    arguments = {
+        "--data": "digits",
+        "--recipe": str(tmp_path / "r.yaml"),
+        "--out": str(out),
+        **{k: v for k, v in change.items() if k.startswith("--")},
+    }
+    model = change.get("model", "resnet20_cifar_a")
+    assert main(["compress", model, *(x for pair in arguments.items() for x in pair)]) == 2
+    errors = capsys.readouterr().err
+    assert expected in errors
+    assert "Traceback" not in errors
+    assert not out.exists()

@@ -1,0 +1,124 @@
+"""Parity holds for right artifacts, and a fault in any layer is found and named."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_nets import EMPTY, ResNet, as_if_trained, export, load, quantized, with_fault
+from torch import nn
+
+from gracile.benchmark.artifact import Unit
+from gracile.errors import ParityError
+from gracile.export import parity
+from gracile.export.openvino import visible
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SIZES = {"onnxruntime": 3, "openvino": 1}  # blocks a stage: 19 or 7 convolutions
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(runtime, precision) -> (model, artifact)."""
+    out = {}
+    for runtime, blocks in SIZES.items():
+        model = as_if_trained(ResNet(blocks))
+        module, plan, tensors = quantized(model, X)
+        folder = tmp_path_factory.mktemp(runtime)
+        for precision, args in {"f32": (model, EMPTY, {}), "int8": (module, plan, tensors)}.items():
+            artifact = export(runtime, *args, X, folder / precision)
+            out[runtime, precision] = args[0], artifact
+    return out
+
+
+CASES = [(r, p) for r in SIZES for p in ("f32", "int8")]
+
+
+@pytest.mark.parametrize(("runtime", "precision"), CASES)
+def test_a_right_artifact_passes(made, runtime, precision):
+    model, artifact = made[runtime, precision]
+    report = parity.require(parity.check(model, load(artifact), X, precision=precision))
+    assert (report.ok, report.first_bad, report.agreement) == (True, None, 1.0)
+    assert report.cosine > (0.9999999 if precision == "f32" else 0.9999)
+    assert report.max_lsb == (None if precision == "f32" else 1.0)
+    assert [u.id for u in report.units] == [u.id for u in artifact.units]
+
+
+@pytest.mark.parametrize(("runtime", "precision"), CASES)
+def test_one_wrong_filter_in_any_layer_is_found_and_named(made, runtime, precision, tmp_path):
+    model, artifact = made[runtime, precision]
+    modules = dict(model.named_modules())
+    draw = random.Random(0)
+    layers = [x for u in artifact.units for x in u.layers if hasattr(modules[x], "stride")]
+    layers.append("fc")
+    assert len(layers) == 6 * SIZES[runtime] + 2
+    for layer in layers:
+        faulty = with_fault(artifact, layer, draw.randrange(len(modules[layer].weight)), tmp_path)
+        report = parity.check(model, load(faulty), X)
+        assert layer in report.layers, (layer, report.first_bad, report.problems)
+        with pytest.raises(ParityError, match=rf"First differing unit: '{report.first_bad}' \("):
+            parity.require(report)
+
+
+def test_a_wrong_activation_scale_is_found(made, tmp_path):
+    import onnx
+    from onnx import numpy_helper
+
+    model, artifact = made["onnxruntime", "int8"]
+    proto = onnx.load(artifact.path)
+    for t in proto.graph.initializer:
+        if t.name == "blocks.4.relu.scale":
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.05), t.name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    faulty = replace(artifact, path=tmp_path / "model.onnx")
+    assert parity.check(model, load(faulty), X).first_bad == "blocks.4.relu"
+
+
+def test_another_model_s_artifact_fails_in_its_first_layer(made):
+    _, artifact = made["onnxruntime", "f32"]
+    other = as_if_trained(ResNet(3), seed=1)
+    report = parity.check(other, load(artifact), X)
+    assert (report.ok, report.first_bad, report.layers) == (False, "relu", ("conv1", "bn1"))
+
+
+def test_other_shapes_of_output_are_a_problem_not_a_crash(made):
+    _, artifact = made["onnxruntime", "f32"]
+    report = parity.check(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), load(artifact), X)
+    assert not report.ok
+    assert "shapes [(4, 10)] instead of [(4, 3)]" in report.problems[0]
+
+
+def test_bf16_has_its_own_tolerance_and_reason(made):
+    model, artifact = made["openvino", "f32"]
+    report = parity.check(model, load(artifact, hint="bf16"), X)
+    assert report.precision == "bf16"
+    assert "8 significant bits" in report.reason
+    assert report.max_abs > 1e-5  # it was really bf16
+    parity.require(report)
+
+
+def test_the_model_is_left_as_it_was(made):
+    model, artifact = made["onnxruntime", "f32"]
+    model.train()
+    model.bn1.eval()
+    before = model.bn1.running_mean.clone()
+    parity.check(model, load(artifact), X)
+    assert (model.training, model.bn1.training) == (True, False)
+    assert torch.equal(model.bn1.running_mean, before)
+    model.eval()
+
+
+def test_the_report_is_json(made):
+    import json
+
+    model, artifact = made["onnxruntime", "int8"]
+    data = json.loads(json.dumps(parity.check(model, load(artifact), X).to_dict()))
+    assert data["first_bad"] is None
+    assert data["tolerance"]["levels"] == 1.0
+    assert data["units"][1]["layers"] == ["conv1", "bn1"]
+
+
+def test_units_that_a_converter_joined_count_with_the_next_one():
+    units = (Unit("a", ("x",)), Unit("b", ("y",)), Unit("c", ("z",)))
+    assert visible(units, {"b", "c"}) == (Unit("b", ("x", "y")), Unit("c", ("z",)))
