@@ -47,20 +47,17 @@ def page(results: Path) -> str:
 
 
 def section(name: str, what: str, records: Sequence[Record]) -> str:
-    """One benchmark: a table for each cell and each set of versions, newest first."""
+    """One benchmark: a table for each cell and device; of several versions, the newest."""
     out = [f"## {name}", "", what, ""]
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
     for r in records:
-        key = (str(r.device), str(sorted(r.versions.items())), r.subject["cell"])
-        groups.setdefault(key, []).append(r)
-    newest = sorted(groups.values(), key=lambda g: -max(r.time for r in g))
-    seen: set[tuple[str, str]] = set()
-    for group in sorted(newest, key=lambda g: g[0].subject["cell"]):
-        key = (group[0].subject["cell"], str(group[0].device))
-        if key in seen:
-            continue  # measured again with other versions: the older stays in the file
-        seen.add(key)
-        out += [f"### {group[0].subject['cell']}", "", *table(group), "", caption(group), ""]
+        groups.setdefault((r.subject["cell"], str(r.device)), []).append(r)
+    places = [c.name for c in BENCHMARKS[name].cells()]
+    for cell, device in sorted(groups, key=lambda g: (_place(places, g[0]), g)):
+        group = groups[cell, device]
+        newest = max(group, key=lambda r: r.time).versions
+        group = [r for r in group if r.versions == newest]
+        out += [f"### {cell}", "", *table(group), "", caption(group), ""]
     return "\n".join(out)
 
 
@@ -96,12 +93,15 @@ COLUMNS: Mapping[str, str] = {
 
 
 def order(variants: Iterable[str]) -> list[str]:
-    """As announced by the benchmarks; widths by number."""
+    """As the benchmarks announce them."""
     known = [
         r.subject["variant"] for m in BENCHMARKS.values() for c in m.cells() for r in c.records
     ]
-    place = {v: k for k, v in reversed(list(enumerate(known)))}
-    return sorted(variants, key=lambda v: (place.get(v, len(known)), v))
+    return sorted(variants, key=lambda v: (_place(known, v), v))
+
+
+def _place(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)
 
 
 def shown(r: Record | None) -> str:
@@ -121,7 +121,7 @@ def shown(r: Record | None) -> str:
 def caption(records: Sequence[Record]) -> str:
     """Device, conditions and versions of a table."""
     r = records[0]
-    loads = [x.load_avg for x in records if x.load_avg is not None]
+    loads = [round(x.load_avg, 1) for x in records if x.load_avg is not None]
     hints = sorted(
         {x.precision_hint for x in records if x.precision_hint and "," not in x.precision_hint}
     )
@@ -131,7 +131,7 @@ def caption(records: Sequence[Record]) -> str:
         f"{r.threads} thread" + ("s" if r.threads != 1 else ""),
         f"batch {r.batch}" if r.batch else "",
         f"precision hint {' and '.join(hints)}" if hints else "",
-        f"load average {min(loads):.1f} to {max(loads):.1f}" if loads else "",
+        f"load average {' to '.join(map(str, sorted({min(loads), max(loads)})))}" if loads else "",
         ", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())),
         f"measured {day}",
     ]

@@ -282,7 +282,7 @@ def test_a_new_source_is_one_registration(monkeypatch):
 
     assert len(open_data("more_digits:anywhere?level=2").test) == 360
     assert "more_digits" in [e.name for e in list_data()]
-    with pytest.raises(UserError, match="'level' must be a int, got 'high'"):
+    with pytest.raises(UserError, match="'level' must be a whole number, got 'high'"):
         open_data("more_digits?level=high")
 
 

@@ -25,6 +25,7 @@ from gracile.errors import UserError
 from gracile.export import parity
 from gracile.export.onnx import saturation_warning
 from gracile.graph.capture import capture
+from gracile.nn.shortcut import ChannelPad
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -232,6 +233,27 @@ def test_tied_weights_are_integers_under_both_names(tmp_path):
     loaded = load(artifact)
     assert [k.type for k in loaded.kernels()].count("QGemm") == 2
     parity.require(parity.check(module, loaded, x))
+
+
+def test_a_padded_shortcut_stays_integer_after_channels_were_cut(tmp_path):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.shortcut = nn.Conv2d(3, 4, 1), ChannelPad(4, 1, 1, stride=2)
+            self.second, self.head = nn.Conv2d(4, 4, 3, 2, 1), nn.Linear(4, 3)
+            self.shortcut.cut(0, [1, 3, 4, 5])  # copies of channels 0, 2, 3, then zeros
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            x = F.relu(self.second(x) + self.shortcut(x))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    module, plan, tensors = quantized(Padded(), X)
+    loaded = load(export("onnxruntime", module, plan, tensors, X, tmp_path))
+    counts = Counter(k.type for k in loaded.kernels())
+    assert (counts["QLinearConv"], counts["QLinearAdd"], counts["QGemm"]) == (2, 1, 1)
+    parity.require(parity.check(module, loaded, X))
 
 
 def test_two_inputs_and_a_changed_batch(tmp_path):

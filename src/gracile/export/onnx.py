@@ -27,7 +27,7 @@ from gracile.registry import register
 OPSET = 21
 # Operators that hand integers on unchanged: their output is on their input's grid.
 AGNOSTIC = (
-    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad",
+    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Gather",
 )  # fmt: skip
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm")
 HIDDEN = "_"
