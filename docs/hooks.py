@@ -374,7 +374,16 @@ def command_section(name: str, command: click.Command) -> list[str]:
     """Usage, help and parameters of one command."""
     ctx = click.Context(command, info_name=name)
     usage = command.get_usage(ctx).removeprefix("Usage: ")
-    lines = [f"## {name}", "", "```text", usage, "```", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [
+        f"## {name}",
+        "",
+        "```text",
+        usage,
+        "```",
+        "",
+        inspect.cleandoc(command.help or ""),
+        "",
+    ]
     rows = [row for p in command.params if (row := parameter(p, ctx))]
     return [*lines, "| | default | meaning |", "|---|---|---|", *rows, ""] if rows else lines
 

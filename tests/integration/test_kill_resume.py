@@ -1,21 +1,19 @@
 """`kill -9` at any moment, then `--resume`: the same weights, bit for bit, and every Record once."""
 
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from kill_driver import Bomb, Process
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+from gracile.cli.main import main
 
-DRIVER = Path(__file__).with_name("kill_driver.py")
 NET = """
 from torch import nn
 
@@ -38,11 +36,12 @@ class Net(nn.Module):
         x = self.relu(x + self.outer(self.relu(self.bn2(self.inner(x)))))
         return self.head(self.drop(self.pool(x).flatten(1)))
 """
+STEPS = 5  # mini-batches per epoch: 160 images in batches of 32
 RECIPE = """
 recipe: 1
 train: {epochs: 4, batch_size: 32, optimizer: {class: SGD, lr: 0.05, momentum: 0.9},
         lr: {class: OneCycleLR, max_lr: 0.05}}
-data: {train: "train[:160]", val: "train[160:200]", test: "test[:60]", calibration: 100}
+data: {train: "train[:160]", val: "train[160:200]", test: "test[:60]", calibration: 150}
 methods:
   filters: {prune: gradual, weights: "type:Conv2d", granularity: filter,
             sparsity: {ramp: cubic, initial: 0.1, final: 0.5},
@@ -51,103 +50,215 @@ methods:
   teacher: {distill: kd}
   int8: {quantize: ptq, when: {at: end}}
 """
-# where: (module, function, call at which it dies)
-MOMENTS = {
-    "training": ("gracile.train.loop", "average_gradients", 8),
-    "surgery": ("gracile.graph.surgery", "_cut", 30),
-    "calibration": ("gracile.quantize.methods.ptq", "Ptq.on_calibrate", 2),
-    "writing the model": ("gracile.train.checkpoint", "write_json", 1),
-    "export": ("gracile.train.run", "_Run._load", 2),
-    "evaluation": ("gracile.train.run", "agreement", 3),
-    "benchmark": ("gracile.train.run", "time_side_by_side", 1),
-    "report": ("gracile.report.html", "write", 1),
+LIGHT = ("pytorch",)  # nothing to convert: a run takes a second or two
+REAL = ("openvino", "onnxruntime")
+
+EARLY = {
+    "in mid-epoch 2": Bomb("gracile.train.loop:average_gradients", STEPS + 3),
+    "in surgery, proven and half cut": Bomb(
+        "gracile.graph.surgery:_replace_data", 4, after="gracile.graph.verify:prove"
+    ),
+    "in the second calibration batch": Bomb("gracile.quantize.methods.ptq:Ptq.on_calibrate", 2),
+    "with half of model.safetensors written": Bomb(
+        "gracile.core.state:os.replace", after="gracile.train.session:Session.finish"
+    ),
+    "between model.safetensors and model.json": Bomb("gracile.train.checkpoint:write_json"),
+    "in evaluation": Bomb("gracile.train.run:predict", 2),
+    "in the benchmark": Bomb("gracile.benchmark.runtimes.base:Loaded.time", 9),
+    "before the report is written": Bomb("gracile.report.html:write_atomic"),
+}
+LATE = {
+    "between the files of one artifact": Bomb(
+        "gracile.core.state:os.replace", 2, after="gracile.train.run:_Run.compressed"
+    ),
+    "between the artifacts of one runtime": Bomb("gracile.export.parity:check", 2),
+    "between two runtimes": Bomb("gracile.train.run:_Run.export", 2),
+    "in the second runtime's evaluation": Bomb("gracile.train.run:predict", 4),
+    "in the second runtime's benchmark": Bomb("gracile.train.run:time_side_by_side", 2),
 }
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    """A folder with the network and the recipe."""
     folder = tmp_path_factory.mktemp("kill")
     (folder / "net.py").write_text(NET)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
 
-def command(place: Path, out: str, *, bomb=(), resume=False) -> list[str]:
+def arguments(out: str, runtimes=LIGHT, *more: str) -> list[str]:
     return [
-        *(sys.executable, str(DRIVER), *map(str, bomb), "--"),
         *("compress", "net.py:Net", "--data", "digits", "--recipe", "recipe.yaml", "--out", out),
-        *("--runtime", "onnxruntime", "--json"),
-        *(["--resume"] if resume else []),
+        *(x for r in runtimes for x in ("--runtime", r)),
+        *("--json", *more),
     ]
 
 
-def start(place: Path, *args, **kwargs) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.Popen(
-        command(place, *args, **kwargs),
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def finish(place: Path, out: str, runtimes=LIGHT, *more: str) -> None:
+    process = Process(place, out, arguments(out, runtimes, *more))
+    assert process.wait() == 0, process.errors[-3000:]
+    assert json.loads(process.output)["status"] == "ok"
 
 
-def finish(place: Path, out: str, **kwargs) -> None:
-    process = start(place, out, **kwargs)
-    text, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
-    assert json.loads(text)["status"] == "ok"
+def explode(place: Path, out: str, bomb: Bomb, runtimes=LIGHT, *more: str) -> None:
+    process = Process(place, out, arguments(out, runtimes, *more), bomb)
+    assert process.wait() == -signal.SIGKILL, f"the bomb did not go off: {process.errors[-3000:]}"
 
 
 @pytest.fixture(scope="module")
-def whole(place):
+def light(place):
+    """An uninterrupted run, measured in PyTorch only."""
+    finish(place, "light")
+    return place / "light"
+
+
+@pytest.fixture(scope="module")
+def real(place):
+    """An uninterrupted run for two real runtimes, and the seconds it took."""
     begin = time.monotonic()
-    finish(place, "whole")
-    return place / "whole", time.monotonic() - begin
+    finish(place, "real", REAL)
+    return place / "real", time.monotonic() - begin
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    for name in ("model.safetensors",):
-        one, other = load_file(a / name), load_file(b / name)
-        assert one.keys() == other.keys()
-        for key in one:
-            assert torch.equal(one[key], other[key]), key
-    assert (a / "plan.json").read_bytes() == (b / "plan.json").read_bytes()
-    assert (a / "history.json").read_bytes() == (b / "history.json").read_bytes()
-    assert (a / "ledger.json").read_bytes() == (b / "ledger.json").read_bytes()
-    ids = [
-        [json.loads(line)["id"] for line in (x / "records.jsonl").read_text().splitlines()]
-        for x in (a, b)
-    ]
-    assert len(ids[0]) == len(set(ids[0]))
-    assert sorted(ids[0]) == sorted(ids[1])
-    assert (b / "report.html").stat().st_size > 10_000
-    assert not list(b.rglob("*.tmp"))
+def ids(run: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in (run / "records.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_in(moment, place, whole):
+def files(run: Path) -> set[str]:
+    return {str(p.relative_to(run)) for p in run.rglob("*")}
+
+
+def assert_same_run(whole: Path, other: Path) -> None:
+    """Weights, decisions and predictions bit for bit; every Record once; no file more or less."""
+    for name in ("model", "state/predictions-dense", "state/predictions-compressed"):
+        a, b = (load_file(x / f"{name}.safetensors") for x in (whole, other))
+        assert a.keys() == b.keys()
+        assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    for name in ("plan.json", "model.json", "recipe.yaml", "history.json", "ledger.json"):
+        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
+    assert len(ids(other)) == len(set(ids(other)))
+    assert sorted(ids(other)) == sorted(ids(whole))
+    assert files(other) == files(whole)
+    assert [f for f in files(other) if Path(f).name.startswith(".")] == []
+    assert (other / "report.html").stat().st_size > 10_000
+    a, b = (json.loads((x / "result.json").read_text()) for x in (whole, other))
+    for key in ("drop_points", "stages", "agreement", "kernels", "layers", "ledger"):
+        assert a[key] == b[key], key
+
+
+def test_killed_at_every_step_of_one_run(place, light):
+    """One run that dies eight times, each time a bit later."""
+    for n, bomb in enumerate(EARLY.values()):
+        explode(place, "often", bomb, LIGHT, *(["--resume"] if n else []))
+    finish(place, "often", LIGHT, "--resume")
+    assert_same_run(light, place / "often")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", EARLY)
+def test_killed(moment, place, light):
     out = moment.replace(" ", "-")
-    process = start(place, out, bomb=MOMENTS[moment])
-    process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, "the bomb did not go off"
-    finish(place, out, resume=True)
-    assert_same_run(whole[0], place / out)
+    explode(place, out, EARLY[moment])
+    finish(place, out, LIGHT, "--resume")
+    assert_same_run(light, place / out)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", LATE)
+def test_killed_with_real_runtimes(moment, place, real):
+    out = moment.replace(" ", "-")
+    explode(place, out, LATE[moment], REAL)
+    finish(place, out, REAL, "--resume")
+    assert_same_run(real[0], place / out)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
-def test_killed_at_a_random_moment(number, place, whole):
-    out = f"random{number}"
-    delay = random.Random(number).uniform(0.1, 0.95) * whole[1]
-    process = start(place, out)
-    time.sleep(delay)
+def test_killed_from_outside_at_a_random_moment(number, place, real):
+    delay, out = random.Random(number).uniform(0.02, 0.98) * real[1], f"random{number}"
+    process = Process(place, out, arguments(out, REAL))
+    while process.ended_within(delay):  # the machine was faster this time
+        shutil.rmtree(place / out)
+        delay /= 2
+        process = Process(place, out, arguments(out, REAL))
     process.kill()
-    process.communicate()
-    finish(place, out, resume=True)
-    assert_same_run(whole[0], place / out)
+    finish(place, out, REAL, "--resume")
+    assert_same_run(real[0], place / out)
 
 
-def test_two_whole_runs_are_the_same(place, whole):
-    finish(place, "again")
-    assert_same_run(whole[0], place / "again")
+@pytest.mark.slow
+def test_two_uninterrupted_runs_are_the_same(place, real):
+    finish(place, "again", REAL)
+    assert_same_run(real[0], place / "again")
+
+
+# ------------------------------------------------------------------ what --resume refuses
+
+
+@pytest.fixture
+def copy(place, light, monkeypatch):
+    """A finished run that may be changed; commands run where the network is."""
+    monkeypatch.chdir(place)
+    shutil.rmtree(place / "copy", ignore_errors=True)
+    shutil.copytree(light, place / "copy")
+    return place / "copy"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ((), "already holds a run; continue it with --resume or choose another --out"),
+        (("--resume", "--threads", "2"), "is a run with threads 1, not 2"),
+        (("--resume", "--hint", "bf16"), "is a run with hint 'f32', not 'bf16'"),
+        (("--resume", "--batch", "4"), "is a run with batch 1, not 4"),
+        (("--resume", "--runtime", "openvino"), "is a run with runtimes ['pytorch'], not"),
+        (("--resume", "--data", "digits?"), "is a run with data 'digits', not 'digits?'"),
+        (("--resume", "--set", "train.epochs=5"), "train.epochs is 4 there and 5 here"),
+        (("--resume", "--set", "seed=1"), "seed is 0 there and 1 here"),
+        (("--resume", "--set", "data.val=30"), "data.val is train[160:200] there and 30 here"),
+        (("--resume", "--weights", "copy/model.safetensors"), "does not fit Net"),
+    ],
+)
+def test_another_run_is_not_continued(more, reason, copy, capsys):
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    assert main(arguments("copy", LIGHT, *more)) == 2
+    out, err = capsys.readouterr()
+    assert reason in err
+    assert json.loads(out)["exit"] == 2
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_a_changed_network_file_is_noticed(place, copy, capsys):
+    (place / "net.py").write_text(NET.replace("Dropout(0.1)", "Dropout(0.5)"))
+    try:
+        assert main(arguments("copy", LIGHT, "--resume")) == 2
+    finally:
+        (place / "net.py").write_text(NET)
+    assert "is a run with model_code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_folder_with_other_files_is_refused(more, copy, place, capsys):
+    (place / "letters").mkdir(exist_ok=True)
+    (place / "letters" / "mine.txt").write_text("mine")
+    assert main(arguments("letters", LIGHT, *more)) == 2
+    assert "not empty and holds no run (it has 'mine.txt')" in capsys.readouterr().err
+    assert files(place / "letters") == {"mine.txt"}
+
+
+def test_a_torn_last_record_is_measured_again(copy, light, capsys):
+    (copy / "result.json").unlink()
+    (copy / "state" / "stages" / "benchmark-pytorch.json").unlink()
+    text = (copy / "records.jsonl").read_text()
+    (copy / "records.jsonl").write_text(text[:-40])
+    assert main(arguments("copy", LIGHT, "--resume")) == 0
+    assert_same_run(light, copy)
+
+
+def test_a_finished_run_is_resumed_without_doing_anything_again(copy, light):
+    before = (copy / "records.jsonl").read_bytes(), (copy / "model.safetensors").stat().st_mtime_ns
+    assert main(arguments("copy", LIGHT, "--resume")) == 0
+    assert (copy / "records.jsonl").read_bytes() == before[0]
+    assert (copy / "model.safetensors").stat().st_mtime_ns == before[1]
+    assert_same_run(light, copy)
