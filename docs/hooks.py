@@ -1,4 +1,4 @@
-"""Pages that are made from the code while the site is built: the registry, the command line, recipes.
+"""Pages made from the code while the site is built: the registry, the command line, recipes.
 
 A name that is registered gets its page, a command its entry; nothing is listed by hand.
 """
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-import click
 import typer
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
@@ -193,8 +193,8 @@ def recipe_page() -> str:
     lines = [
         "# Recipe",
         "",
-        "Every key a recipe may have. An unknown key is refused with its file, line and the nearest "
-        "known one. How to write one is in the [guide](../guide/recipes.md).",
+        "Every key a recipe may have. An unknown key is refused with its file, line and the "
+        "nearest known one. How to write one is in the [guide](../guide/recipes.md).",
         "",
         "| key | default | meaning |",
         "|---|---|---|",
@@ -215,7 +215,7 @@ def recipe_page() -> str:
     ):
         lines += model_table(model, f"`{key}`")
     lines += ["## `train.lr`", "", "`{class: NAME, ...}`, the classes and arguments of torch:", ""]
-    lines += [f"- `{name}`" for name in lr.names()]
+    lines += [f"- `{name}`" for name in lr._KINDS]
     lines += ["", "## `methods`", ""]
     for e in registry.entries("method"):
         verb, name = e.name.split("/")
@@ -248,9 +248,8 @@ def default(info: FieldInfo) -> str:
         value = plain()
     elif isinstance(value, BaseModel):
         value = value.model_dump(mode="json", by_alias=True, exclude_none=True)
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value}`"
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
 
 
 def first_paragraph(model: type[BaseModel]) -> str:
@@ -360,7 +359,7 @@ def main_help() -> str | None:
     return typer.main.get_command(app).help
 
 
-def commands(group: Any, path: str = "gracile") -> Iterator[tuple[str, click.Command]]:
+def commands(group: Any, path: str = "gracile") -> Iterator[tuple[str, Any]]:
     """All commands below a group, in order."""
     found: Mapping[str, Any] = group.commands
     for name, command in sorted(found.items()):
@@ -370,36 +369,7 @@ def commands(group: Any, path: str = "gracile") -> Iterator[tuple[str, click.Com
             yield f"{path} {name}", command
 
 
-def command_section(name: str, command: click.Command) -> list[str]:
-    """Usage, help and parameters of one command."""
-    ctx = click.Context(command, info_name=name)
-    usage = command.get_usage(ctx).removeprefix("Usage: ")
-    lines = [
-        f"## {name}",
-        "",
-        "```text",
-        usage,
-        "```",
-        "",
-        inspect.cleandoc(command.help or ""),
-        "",
-    ]
-    rows = [row for p in command.params if (row := parameter(p, ctx))]
-    return [*lines, "| | default | meaning |", "|---|---|---|", *rows, ""] if rows else lines
-
-
-def parameter(p: Any, ctx: click.Context) -> str:
-    """A table row for an argument or option."""
-    if getattr(p, "hidden", False) or p.name == "help":
-        return ""
-    if p.param_type_name == "argument":
-        label = p.metavar or p.make_metavar(ctx)
-    else:
-        flag = getattr(p, "is_flag", False)
-        label = ", ".join(p.opts) + ("" if flag else f" {p.metavar or p.type.name.upper()}")
-    value = p.default() if callable(p.default) else p.default
-    if p.required:
-        shown = "required"
-    else:
-        shown = "" if value in (None, False, (), []) else f"`{value}`"
-    return f"| `{label.strip('[]')}` | {shown} | {cell(getattr(p, 'help', '') or '')} |"
+def command_section(name: str, command: Any) -> list[str]:
+    """What `--help` of one command says."""
+    ctx = command.context_class(command, info_name=name, terminal_width=96)
+    return [f"## {name}", "", "```text", command.get_help(ctx).strip(), "```", ""]

@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["warm_up"])
+CONTEXT.set_forkserver_preload(
+    [
+        "gracile.cli.main",
+        "gracile.train.run",
+        "gracile.report.html",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "openvino",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "torch._functorch.aot_autograd",
+        "torch.onnx._internal.exporter._core",
+    ]
+)
 LIMIT = 300  # seconds a run may take
 
 

@@ -67,11 +67,12 @@ def read_tensors(
         raise UserError(f"{path}: not a safetensors file ({e}).") from None
 
 
-def save_model(folder: Path, result: Result) -> None:
+def save_model(folder: str | Path, result: Result) -> None:
     """Write `model.safetensors`, `model.json` and `plan.json` of a finished compression."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in result.model.state_dict().items()}
     extra = {k: v.contiguous() for k, v in result.tensors.items() if k not in state}
     weights = {k: v for k, v in state.items() if not k.startswith("_quantizers.")}
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic_with(
         folder / "model.safetensors",
