@@ -25,12 +25,23 @@ _HALF = {
     },
     "thin": {"prune": "thin", **_AT_END},
 }
+_ZEROS = {
+    "weights": {
+        "prune": "oneshot",
+        "weights": ["type:Conv2d", "type:Linear"],
+        "criterion": "l1",
+        "granularity": "element",
+        "sparsity": 0.9,
+        **_AT_END,
+    }
+}
 _INT8 = {"int8": {"quantize": "ptq", **_AT_END}}
-VARIANTS: Mapping[str, dict[str, object]] = {
+METHODS: Mapping[str, dict[str, object]] = {
     "dense": {},
     "half": _HALF,
     "int8": _INT8,
     "half int8": {**_HALF, **_INT8},
+    "90 % zeros": _ZEROS,
 }
 
 
@@ -47,7 +58,7 @@ def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
 
 def compressed(name: str, variant: str, profile: str) -> Result:
     """One variant of a network; nothing is trained, ranges come from 8 random images."""
-    model, methods = fresh(name).eval(), VARIANTS[variant]
+    model, methods = fresh(name).eval(), METHODS[variant]
     if not methods:
         return Result(model, Plan(architecture=Architecture(name=name)))
     x = inputs(SHAPES[name], 8)

@@ -16,11 +16,13 @@ from time import perf_counter
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads ruin timings
 
-from benchmarks import capture, fakequant, hints, runtimes, session_overhead, widths
+from benchmarks import capture, fakequant, hints, runtimes, session_overhead, sparsity, widths
 from benchmarks.cell import Cell
 from gracile.core.record import RecordLog
 
-BENCHMARKS = {m.NAME: m for m in (runtimes, widths, hints, fakequant, capture, session_overhead)}
+BENCHMARKS = {
+    m.NAME: m for m in (runtimes, widths, sparsity, hints, fakequant, capture, session_overhead)
+}
 RESULTS = Path(__file__).parents[1] / "results"
 
 

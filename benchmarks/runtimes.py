@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.cell import ROUNDS, Cell, Values, once, template, value_fields
-from benchmarks.networks import SHAPES, VARIANTS, compressed, inputs
+from benchmarks.networks import SHAPES, compressed, inputs
 from gracile import capture, export
 from gracile.analyze.cost import totals
 from gracile.benchmark.runtimes.base import load
@@ -14,6 +14,7 @@ from gracile.benchmark.timing import compare
 
 NAME = "runtimes"
 TIERS = {"resnet20_cifar_a": "smoke", "mobilenet_v2": "full", "resnet50": "full"}
+VARIANTS = ("dense", "half", "int8", "half int8")
 RUNTIMES = ("openvino", "onnxruntime")
 METRICS = {
     "latency_ms": "ms",

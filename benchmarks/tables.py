@@ -49,16 +49,27 @@ def page(results: Path) -> str:
 def section(name: str, what: str, records: Sequence[Record]) -> str:
     """One benchmark: a table for each cell and device; of several versions, the newest."""
     out = [f"## {name}", "", what, ""]
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for r in records:
-        groups.setdefault((r.subject["cell"], str(r.device)), []).append(r)
+    newest: dict[tuple[str, str], list[Record]] = {}
+    for (cell, device, _), group in sorted(groups(records).items(), key=lambda g: _age(g[1])):
+        newest.setdefault((cell, device), group)
     places = [c.name for c in BENCHMARKS[name].cells()]
-    for cell, device in sorted(groups, key=lambda g: (_place(places, g[0]), g)):
-        group = groups[cell, device]
-        newest = max(group, key=lambda r: r.time).versions
-        group = [r for r in group if r.versions == newest]
+    for cell, device in sorted(newest, key=lambda g: (_place(places, g[0]), g)):
+        group = newest[cell, device]
         out += [f"### {cell}", "", *table(group), "", caption(group), ""]
     return "\n".join(out)
+
+
+def groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """What was measured together: (cell, device, versions) -> its Records."""
+    out: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        key = (r.subject["cell"], str(r.device), str(sorted(r.versions.items())))
+        out.setdefault(key, []).append(r)
+    return out
+
+
+def _age(records: Iterable[Record]) -> float:
+    return -max(r.time for r in records)
 
 
 def table(records: Iterable[Record]) -> list[str]:

@@ -4,15 +4,14 @@ A name that is registered gets its page, a command its entry; nothing is listed 
 """
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -20,6 +19,10 @@ from gracile import registry
 from gracile.cli.main import app
 from gracile.core import lr
 from gracile.recipe import schema
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 TITLES = {
     "method": "Methods",
@@ -49,6 +52,7 @@ WHAT = {
     "exporter": "What writes the artifact of a runtime.",
     "oprule": "Operators that can be followed: how channels flow through them and what they cost.",
 }
+PROFILE = re.compile(r"^<!-- profile: (\w+) -->$", re.M)
 HEADINGS = ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:")
 API = """# Python
 
@@ -75,8 +79,10 @@ FUNCTIONS = (
 )  # fmt: skip
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the generated pages."""
+    from mkdocs.structure.files import File
+
     for uri, text in pages().items():
         files.append(File.generated(config, uri, content=text))
     return files
@@ -84,14 +90,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """`<!-- profile: NAME -->` becomes the text of that quantization profile."""
-    lines = []
-    for line in markdown.splitlines():
-        name = line.removeprefix("<!-- profile: ").removesuffix(" -->")
-        if name != line:
-            path = resources.files("gracile.quantize.profiles") / f"{name}.yaml"
-            line = f"```yaml\n{path.read_text().strip()}\n```"
-        lines.append(line)
-    return "\n".join(lines)
+    return PROFILE.sub(lambda m: profile(m[1]), markdown)
+
+
+def profile(name: str) -> str:
+    """A quantization profile as a code block."""
+    path = resources.files("gracile.quantize.profiles") / f"{name}.yaml"
+    return f"```yaml\n{path.read_text().strip()}\n```"
 
 
 def pages() -> dict[str, str]:

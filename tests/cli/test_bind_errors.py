@@ -10,8 +10,10 @@ HEAD = "recipe: 1\ntrain: {epochs: 2, batch_size: 64}\nmethods:\n"
 PRUNE = "prune: gradual, sparsity: 0.5"
 CASES = {
     # selector without match
-    "no-glob": (f'  m: {{{PRUNE}, weights: "layer9.*", when: {{at: 0ep}}}}', r"'layer9\.\*' matches"),
-    "no-name": (f"  m: {{{PRUNE}, weights: layer1.0.conv9, when: {{at: 0ep}}}}", "Nearest: 'layer1"),
+    "no-glob": (
+        f'  m: {{{PRUNE}, weights: "layer9.*", when: {{at: 0ep}}}}', r"'layer9\.\*' matches"),
+    "no-name": (
+        f"  m: {{{PRUNE}, weights: layer1.0.conv9, when: {{at: 0ep}}}}", "Nearest: 'layer1"),
     "no-type": (f'  m: {{{PRUNE}, weights: "type:Conv3d", when: {{at: 0ep}}}}', "type:Conv3d"),
     "no-exclusion": (f'  m: {{{PRUNE}, weights: ["**", "!no.one"], when: {{at: 0ep}}}}', "no.one"),
     "all-excluded": (f'  m: {{{PRUNE}, weights: [conv1, "!*1"], when: {{at: 0ep}}}}', "subtracted"),
