@@ -5,8 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.cell import ROUNDS, Cell, Values, latency, ratio, template
-from benchmarks.networks import SHAPES, compressed, inputs
-from gracile import export
+from benchmarks.networks import SHAPES, compressed, inputs, proven
 from gracile.benchmark.runtimes.base import load
 from gracile.benchmark.timing import measure as measure_rounds
 
@@ -33,7 +32,7 @@ def measure() -> Values:
     with TemporaryDirectory() as folder:
         x = inputs(SHAPES[NETWORK], 2)
         result = compressed(NETWORK, "dense", "openvino")
-        artifact = export(result, "openvino", Path(folder), example=x)
+        artifact = proven(result, "openvino", Path(folder), x)
         loaded = {h: load(artifact, threads=1, hint=h, batch=1) for h in HINTS}
         t = measure_rounds(
             loaded, dict.fromkeys(HINTS, 1), rounds=ROUNDS, warmup=5, min_round_ms=50.0

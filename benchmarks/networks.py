@@ -1,12 +1,20 @@
-"""The networks that are timed: random weights, made by gracile's own recipes, one seed."""
+"""The networks that are timed: random weights, made by gracile's own recipes, one seed.
+
+Batch norms get the statistics of random images: without them a deep random network's activations
+fade to nothing, and quantizing nothing is no test of a runtime.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gracile import Recipe, Result, Session, resolve_model
+from gracile import Recipe, Result, Session, registry, resolve_model
+from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.runtimes.base import load
 from gracile.core.plan import Architecture, Plan
+from gracile.export import parity
 
 SHAPES = {
     "resnet20_cifar_a": (3, 32, 32),
@@ -46,9 +54,22 @@ METHODS: Mapping[str, dict[str, object]] = {
 
 
 def fresh(name: str) -> nn.Module:
-    """The network with weights of seed 0."""
+    """The network with weights of seed 0, in training mode."""
     torch.manual_seed(0)
     return resolve_model(name).model
+
+
+def normalized(model: nn.Module, x: Tensor) -> nn.Module:
+    """Set the statistics of all batch norms to those of a batch, in place; then eval mode."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+    return model.eval()
 
 
 def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
@@ -58,12 +79,29 @@ def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
 
 def compressed(name: str, variant: str, profile: str) -> Result:
     """One variant of a network; nothing is trained, ranges come from 8 random images."""
-    model, methods = fresh(name).eval(), METHODS[variant]
+    x = inputs(SHAPES[name], 8)
+    model, methods = normalized(fresh(name), x), METHODS[variant]
     if not methods:
         return Result(model, Plan(architecture=Architecture(name=name)))
-    x = inputs(SHAPES[name], 8)
     recipe = Recipe.build(methods=methods)
     return Session(model, recipe, example=x[:2], calibration=[x], profile=profile).finish()
+
+
+def proven(result: Result, runtime: str, path: Path, x: Tensor) -> Artifact:
+    """Export, and prove every unit alone.
+
+    The outputs are not compared: a deep network of random weights blows the rounding of single
+    values up over its layers, which says nothing about the artifact.
+
+    Raises:
+        ParityError: a unit computes something else.
+    """
+    write = registry.get("exporter", runtime).obj
+    artifact: Artifact = write(result.model, result.plan, result.tensors, x, path, {})
+    report = parity.check(result.model, load(artifact), x, precision=artifact.precision)
+    if report.first_bad is not None:
+        parity.require(report)
+    return artifact
 
 
 class Chain(nn.Module):

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.cell import ROUNDS, Cell, Values, once, template, value_fields
-from benchmarks.networks import SHAPES, compressed, inputs
-from gracile import capture, export
+from benchmarks.networks import SHAPES, compressed, inputs, proven
+from gracile import capture
 from gracile.analyze.cost import totals
 from gracile.benchmark.runtimes.base import load
 from gracile.benchmark.timing import compare
@@ -55,7 +55,7 @@ def measure(network: str, runtime: str) -> Values:
             result = compressed(network, variant, runtime)
             x = inputs(SHAPES[network], 2)
             out["macs", variant] = once(totals(result.model, capture(result.model, x)).macs)
-            artifact = export(result, runtime, Path(folder) / variant, example=x)
+            artifact = proven(result, runtime, Path(folder) / variant, x)
             loaded[variant] = load(artifact, threads=1, hint="f32", batch=1)
             convolutions = [k for k in loaded[variant].kernels() if k.is_convolution]
             out["artifact_bytes", variant] = once(artifact.size_bytes)

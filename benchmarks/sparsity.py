@@ -6,8 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.cell import ROUNDS, Cell, Values, template, value_fields
-from benchmarks.networks import SHAPES, compressed, inputs
-from gracile import export
+from benchmarks.networks import SHAPES, compressed, inputs, proven
 from gracile.benchmark.runtimes.base import load
 from gracile.benchmark.timing import compare
 
@@ -43,7 +42,7 @@ def measure(runtime: str) -> Values:
         loaded = {}
         for variant in VARIANTS:
             result = compressed(NETWORK, variant, runtime)
-            artifact = export(result, runtime, Path(folder) / variant[:2], example=x)
+            artifact = proven(result, runtime, Path(folder) / variant[:2], x)
             loaded[variant] = load(artifact, threads=1, hint="f32", batch=1)
         found = compare(loaded, rounds=ROUNDS, batch=1)
     return {(r.metric, r.subject["model"]): value_fields(r) for r in found if r.metric in METRICS}

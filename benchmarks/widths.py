@@ -1,4 +1,4 @@
-"""What a width costs: a chain of convolutions in steps of four channels, in both runtimes."""
+"""What a width costs: four convolutions of 16 to 48 channels, in both runtimes."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gracile.cli.main import main
 
@@ -43,7 +45,44 @@ CASES = {
         "  m: {quantize: qat, when: {start: 1ep}, freeze_observers: 7ep}",
         "not before the end",
     ),
+    # names that only now can be known to be wrong
+    "after-nobody": ("  m: {quantize: ptq, after: first}", "after must name an entry before it"),
+    "no-such-profile": ("  m: {quantize: ptq, profile: tpu}", "no quantization profile 'tpu'"),
 }  # fmt: skip
+ENTRY = f"methods:\n  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
+HEADS = {
+    # what a method needs is not there: no training
+    "kd-without-training": (
+        "train: {epochs: 0}\nmethods:\n  m: {distill: kd}\n",
+        r"r\.yaml:4: 'm' \(distill: kd\) acts during training, but train.epochs is 0; set train:",
+    ),
+    "qat-without-training": (
+        "train: {epochs: 0}\nmethods:\n  m: {quantize: qat, when: {start: 0ep}}\n",
+        r"r\.yaml:4: 'm' \(quantize: qat\) acts during training",
+    ),
+    "pruning-without-training": (
+        "train: {epochs: 0}\n" + ENTRY,
+        r"r\.yaml:4: 'm': when {at: 0ep} never fires: there is no training .*; write {at: end}",
+    ),
+    # values that the data or the length of training refuse
+    "rows-that-are-not-there": (
+        'data:\n  calibration: 50\n  train: "train[:30000]"\n' + ENTRY,
+        r"r\.yaml:4: data\.train: 'train\[:30000\]' is out of range: train has 1437 rows",
+    ),
+    "more-validation-than-data": (
+        "data: {val: 5000}\n" + ENTRY,
+        r"r\.yaml:2: data\.val: cannot cut 5000 from 1437 training rows",
+    ),
+    "rows-used-twice": (
+        'data: {train: "train[:100]", val: "train[50:200]"}\n' + ENTRY,
+        r"r\.yaml:2: data\.val .* and data\.train .* share 50 rows",
+    ),
+    "no-such-split": ('data: {val: "val[:10]"}\n' + ENTRY, r"r\.yaml:2: data\.val: .*no val split"),
+    "a-schedule-that-ends-too-early": (
+        "train: {epochs: 2, lr: {class: OneCycleLR, max_lr: 0.1, total_steps: 3}}\n" + ENTRY,
+        r"r\.yaml:2: train\.lr: OneCycleLR ends after 3 steps, training has 22; leave",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,10 +95,24 @@ def test_one_message_with_place_and_nothing_written(name, tmp_path, capsys):
     assert main(["compress", "resnet20_cifar_a", *arguments]) == 2
     errors = capsys.readouterr().err
     assert re.search(expected, errors), errors
-    assert re.search(r"r\.yaml:\d+|\(line \d+\)", errors), errors
-    assert "Traceback" not in errors
-    assert errors.count("Error:") + errors.count("PlanConflict:") == 1
+    line = recipe.read_text().splitlines().index(entry.splitlines()[-1]) + 1
+    place = re.escape(f"{recipe}:{line}: '")
+    assert re.match(rf"(?:Bind|User)Error: {place}|PlanConflict: {place}", errors), errors
+    assert errors.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_the_data_and_the_training_length_refuse(name, tmp_path, capsys):
+    text, expected = HEADS[name]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("recipe: 1\n" + text)
+    arguments = ["--data", "digits", "--recipe", str(recipe), "--out", str(tmp_path / "out")]
+    assert main(["compress", "resnet20_cifar_a", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert re.search(expected, errors), errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["no-name", "too-late", "two-ptq"])
@@ -85,7 +138,14 @@ GOOD = HEAD + f"  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
         ({"--data": "parquet:/no/such/folder"}, "/no/such/folder"),
         ({"--recipe": "missing.yaml"}, "missing.yaml"),
         ({"--device": "tpu"}, "--device must be cpu or cuda:i"),
-        ({"--runtime": "tensorrt"}, "tensorrt"),
+        ({"--runtime": "tensorrt"}, "unknown runtime 'tensorrt'. Known: onnxruntime"),
+        ({"--runtime": "openvino:TPU"}, "OpenVINO here has no device 'TPU'; it has CPU"),
+        ({"--runtime": "pytorch:tpu"}, "PyTorch here cannot use device 'tpu'"),
+        (
+            {"--weights": "other.safetensors"},
+            "does not fit CifarResNet: 97 missing",
+        ),
+        ({"--set": "train"}, "must be key.key=value. Write train.epochs=3"),
         ({"--set": "train.epoch=3"}, "epochs"),
         ({"--set": "train.epochs=-3"}, "-3"),
         ({"--hint": "fp8"}, "fp8"),
@@ -93,8 +153,12 @@ GOOD = HEAD + f"  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
     ],
     ids=lambda v: str(v),
 )
-def test_bad_arguments_are_refused_before_anything_is_written(change, expected, tmp_path, capsys):
+def test_bad_arguments_are_refused_before_anything_is_written(
+    change, expected, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "r.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    save_file({"fc.weight": torch.zeros(10, 64)}, "other.safetensors")
     out = tmp_path / "out"
     arguments = {
         "--data": "digits",

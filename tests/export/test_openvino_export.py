@@ -67,3 +67,17 @@ def test_attention_keeps_parity(integer, tmp_path):
     parity.require(parity.check(args[0], load(artifact), x))
     if not integer:
         assert not {"matmul", "softmax"} & {u.id for u in artifact.units}
+
+
+def test_the_same_model_gives_the_same_file_whatever_was_converted_before(tmp_path):
+    from torch import nn
+
+    from gracile.core.plan import Architecture, Plan
+    from gracile.export.openvino import export_openvino
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    plan = Plan(architecture=Architecture(name="net"))
+    example = torch.zeros(2, 3, 8, 8)
+    a, b = (export_openvino(model, plan, {}, example, tmp_path / n, {}) for n in ("a", "b"))
+    assert a.sha == b.sha

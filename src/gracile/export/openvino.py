@@ -1,6 +1,7 @@
 """Write a model as OpenVINO IR (`.xml` and `.bin`), by way of its ONNX form; names are kept."""
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,8 @@ from gracile.core.state import write_atomic
 from gracile.errors import MissingExtra, UserError
 from gracile.export.onnx import to_onnx
 from gracile.registry import register
+
+_NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # a name that OpenVINO made up
 
 
 @register("exporter", "openvino", source="https://docs.openvino.ai, OpenVINO IR")
@@ -51,6 +54,7 @@ def export_openvino(
         stored = facts(prepared.precision, prepared.inputs, units, metadata)
         for key, value in stored.items():
             converted.set_rt_info(value, key.split("."))
+        _name_steadily(converted)
         ov.save_model(converted, target, compress_to_fp16=False)
         # The graph names its weights' file by its own name only: weights first, then the graph.
         for suffix in (".bin", ".xml"):
@@ -81,6 +85,14 @@ def visible(units: Sequence[Unit], names: Collection[str]) -> tuple[Unit, ...]:
         else:
             waiting = (*waiting, *unit.layers)
     return tuple(out)
+
+
+def _name_steadily(model: Any) -> None:
+    # OpenVINO numbers its own operators over the life of the process; the same model must give the
+    # same file, whatever was converted before.
+    for i, op in enumerate(model.get_ordered_ops()):
+        if _NUMBERED.fullmatch(op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}_{i}")
 
 
 def _names(model: Any) -> set[str]:

@@ -27,9 +27,12 @@ def build_methods(recipe: Recipe) -> list[Method]:
     return out
 
 
-def place(recipe: Recipe, id: str) -> str:
-    """Where an entry is written: `file:line`, `--set ...`, or `<python>`."""
-    return recipe.places.get(("methods", id), recipe.path)
+def place(recipe: Recipe, *keys: str) -> str:
+    """Where a value is written (or what encloses it): `file:line`, `--set ...`, or `<python>`."""
+    for n in range(len(keys), 0, -1):
+        if keys[:n] in recipe.places:
+            return recipe.places[keys[:n]]
+    return recipe.path
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def at_entry(recipe: Recipe, id: str) -> Iterator[None]:
         raise  # has its place
     except UserError as e:
         text = str(e) if str(e).startswith(f"'{id}'") else f"'{id}': {e}"
-        raise type(e)(f"{place(recipe, id)}: {text}") from None
+        raise type(e)(f"{place(recipe, 'methods', id)}: {text}") from None
 
 
 def check_needs(
@@ -96,15 +99,15 @@ def check_claims(methods: list[Method], s: Any, recipe: Recipe) -> None:
         after = getattr(m.options, "after", None)
         if after is not None and after not in earlier:
             raise BindError(
-                f"{place(recipe, m.id)}: '{m.id}': after must name an entry before it, got "
-                f"'{after}'.{nearest(after, earlier) or ' There is none; leave it out.'}"
+                f"{place(recipe, 'methods', m.id)}: '{m.id}': after must name an entry before it, "
+                f"got '{after}'.{nearest(after, earlier) or ' There is none; leave it out.'}"
             )
         earlier.append(m.id)
         for target in m.claims(s):
             other = owner.get(target)
             if other is not None and after != other.id:
                 raise PlanConflict(
-                    f"{place(recipe, m.id)}: {_entry(other.id, recipe)} and "
+                    f"{place(recipe, 'methods', m.id)}: {_entry(other.id, recipe)} and "
                     f"{_entry(m.id, recipe)} both set {target[0].split(':')[0]} of '{target[1]}'; "
                     "keep one."
                 )

@@ -42,6 +42,7 @@ from gracile.graph.capture import capture
 from gracile.models.spec import ModelSpec, load_weights, resolve
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
+from gracile.train.bind import place
 from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
 from gracile.train.evaluate import agreement, predict, predict_module, score
 from gracile.train.folder import begun, check_folder, opened, read_begun
@@ -573,9 +574,8 @@ def _open_data(job: Job) -> DataBundle:
         if not text.startswith("recipe: data."):
             raise
         key = text.removeprefix("recipe: data.").split(" ")[0].rstrip(":")
-        found = job.recipe.places
-        place = found.get(("data", key)) or found.get(("data",)) or job.recipe.path
-        raise type(e)(f"{place}: {text.removeprefix('recipe: ')}") from None
+        where = place(job.recipe, "data", key)
+        raise type(e)(f"{where}: {text.removeprefix('recipe: ')}") from None
 
 
 def _code_sha(model: str) -> str | None:

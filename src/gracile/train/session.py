@@ -55,6 +55,7 @@ from gracile.train.bind import (
     check_claims,
     check_needs,
     class_names,
+    place,
     timetables,
 )
 
@@ -131,6 +132,7 @@ class Session:
             teacher=True,
         )
         self.timetables = timetables(self.methods, self.recipe, self.calendar)
+        self._start_lr()
         self.fired = {m.id: 0 for m in self.methods}
         self.original = _stock(model, self.graph)
         self.teacher: nn.Module | None = None
@@ -147,7 +149,6 @@ class Session:
             self.overlays.detach()
             self._watch.remove()
             raise
-        self._start_lr()
 
     # ------------------------------------------------------------------ the six call-backs
 
@@ -556,9 +557,12 @@ class Session:
         for g in self.optimizer.param_groups:
             g.setdefault("initial_lr", g["lr"])
         base = self.optimizer.param_groups[0]["initial_lr"]
-        self._schedule = make_lr(
-            spec, base_lr=base, epochs=self.epochs, steps_per_epoch=self._optimizer_steps()
-        )
+        try:
+            self._schedule = make_lr(
+                spec, base_lr=base, epochs=self.epochs, steps_per_epoch=self._optimizer_steps()
+            )
+        except UserError as e:
+            raise type(e)(f"{place(self.recipe, 'train', 'lr')}: {e}") from None
 
     def _optimizer_steps(self) -> int | None:
         if self.calendar.steps is None:
