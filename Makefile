@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+RESULTS ?= results
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test quick check bench bench-full docs clean
@@ -22,10 +23,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run --tier smoke
+	$(BIN)/python -m benchmarks.run --tier smoke --results $(RESULTS)
 
 bench-full: $(STAMP)
-	$(BIN)/python -m benchmarks.run --tier full
+	$(BIN)/python -m benchmarks.run --tier full --results $(RESULTS)
 
 docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'

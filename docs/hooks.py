@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import gracile
 from gracile import registry
 from gracile.cli.main import app
 from gracile.core import lr
@@ -54,29 +55,6 @@ WHAT = {
 }
 PROFILE = re.compile(r"^<!-- profile: (\w+) -->$", re.M)
 HEADINGS = ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:")
-API = """# Python
-
-The public names, all of `import gracile`.
-
-::: gracile.api
-    options:
-      show_root_heading: false
-      show_root_toc_entry: false
-      members: [{members}]
-
-::: gracile.train.session.Session
-
-::: gracile.core.result.Result
-
-::: gracile.core.plan.Plan
-
-::: gracile.core.record.Record
-
-::: gracile.benchmark.artifact.Artifact
-"""
-FUNCTIONS = (
-    "compress", "export", "benchmark", "add_arguments", "recipe_from", "session_from", "finish",
-)  # fmt: skip
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
@@ -105,7 +83,7 @@ def pages() -> dict[str, str]:
         "reference/index.md": reference_index(),
         "reference/cli.md": command_line(),
         "reference/recipe.md": recipe_page(),
-        "reference/api.md": API.format(members=", ".join(FUNCTIONS)),
+        "reference/api.md": python_page(),
     }
     for kind, title in TITLES.items():
         entries = list(registry.entries(kind))
@@ -113,6 +91,21 @@ def pages() -> dict[str, str]:
         for entry in entries:
             out[f"reference/{kind}/{slug(entry.name)}.md"] = entry_page(entry)
     return out
+
+
+def python_page() -> str:
+    """All public names, documented from their source by mkdocstrings."""
+    lines = ["# Python", "", "The public names of `import gracile`.", ""]
+    for name in sorted(gracile.__all__, key=lambda n: (n[0].isupper(), n)):
+        obj = getattr(gracile, name)
+        lines += [
+            f"::: {obj.__module__}.{obj.__qualname__}",
+            "    options:",
+            f"      heading: {name}",
+            f"      toc_label: {name}",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def slug(name: str) -> str:

@@ -82,6 +82,7 @@ def compress(
         calibration: batches of inputs, or of (input, label), all of them used; default so many
             images of `train` as the recipe's `data.calibration` says.
         profile: the quantizer profile of the target runtime.
+        progress: show a progress bar on stderr.
 
     Returns:
         Model, Plan, ledger and tensors; save them with `save_model(folder, result)`.
@@ -128,6 +129,7 @@ def export(
         path: folder for the files.
         example: an input batch (or tuple of inputs) of at least 2 samples.
         inputs: real inputs for the parity check; default `example`.
+        metadata: written into the file and given back by its Artifact.
 
     Raises:
         ParityError: names the first layer that differs.
@@ -161,6 +163,13 @@ def benchmark(
     rounds: int = 9,
 ) -> list[Record]:
     """Time artifacts side by side; ratios are to the first.
+
+    Args:
+        artifacts: one, several, or name -> artifact.
+        threads: computing threads of the runtime.
+        hint: precision hint for all, f32 or bf16.
+        batch: images per inference.
+        rounds: interleaved rounds, at least 5.
 
     Returns:
         Records: latency_ms of each, speedup of each but the first, throughput, drift.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import gracile
 from gracile import registry
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,11 @@ def test_every_command_is_in_the_reference(pages):
     for path in files:
         assert f"## gracile {path.stem}" in page
     assert "--runtime" in page
+
+
+def test_every_public_name_is_in_the_reference(pages):
+    headings = re.findall(r"heading: (\w+)", pages["reference/api.md"])
+    assert sorted(headings) == sorted(gracile.__all__)
 
 
 def test_a_docstring_becomes_lists_and_code(hooks):

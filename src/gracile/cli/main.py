@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     wants_json = "--json" in argv
     try:
         code = app(argv, standalone_mode=False, prog_name="gracile")
+        if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            return _interrupted(wants_json)
         return code if isinstance(code, int) else 0
     except typer.Exit as e:
         return int(e.exit_code)
@@ -65,13 +67,17 @@ def main(argv: list[str]) -> int:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return _failed(wants_json, type(e).__name__, str(e), e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        text = "interrupted; a run goes on with the same command and --resume"
-        print(text, file=sys.stderr)
-        return _failed(wants_json, "interrupted", text, INTERRUPTED)
+        return _interrupted(wants_json)
     except Exception as e:
         traceback.print_exc()
         print("this is a defect of gracile; please report it with the lines above", file=sys.stderr)
         return _failed(wants_json, "internal error", repr(e), INTERNAL)
+
+
+def _interrupted(wants_json: bool) -> int:
+    text = "interrupted; a run goes on with the same command and --resume"
+    print(text, file=sys.stderr)
+    return _failed(wants_json, "interrupted", text, INTERRUPTED)
 
 
 def _failed(wants_json: bool, status: str, text: str, code: int) -> int:
