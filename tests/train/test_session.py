@@ -247,6 +247,14 @@ def test_a_refused_model_can_be_used_again():
     assert case.by_callbacks(case.session(case.ELEMENTS, model=model)).plan.of_kind("mask")
 
 
+def test_a_schedule_that_ends_too_early_is_refused_and_leaves_the_model_alone():
+    model = case.net()
+    train = "{epochs: 3, lr: {class: OneCycleLR, max_lr: 0.1, total_steps: 5}}"
+    with pytest.raises(BindError, match=r"^r\.yaml:3: train\.lr: OneCycleLR ends after 5 steps"):
+        case.session(case.ELEMENTS, model=model, train=train)
+    assert not model._forward_hooks
+
+
 def test_a_recipe_made_in_python_is_named_by_its_entry():
     from gracile.recipe.schema import Recipe
 
