@@ -45,7 +45,7 @@ class Goal(_Section):
     """What must come out; all optional. A missed goal is exit status 1, never silence.
 
     Attributes:
-        speedup: at least this many times faster than the original, on every runtime asked for.
+        speedup: at least this many times faster than the original, in the first runtime asked for.
         latency_ms: at most this median latency.
         size_mb: the exported artifact at most this large, in 10^6 bytes.
         max_drop: at most this many points of the task's metric lost (1 point = 1 %).

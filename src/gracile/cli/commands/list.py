@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
         """List methods, kernels, models, data sets and runtimes."""
         import json as jsonlib
 
+        from rich.markup import escape
         from rich.table import Table
 
         from gracile import registry
@@ -53,6 +54,6 @@ def register(app: typer.Typer) -> None:
         for column in ("kind", "name", "what", "source"):
             table.add_column(column)
         for e in rows:
-            table.add_row(e.kind, e.name, e.summary, e.source)
+            table.add_row(*(escape(text) for text in (e.kind, e.name, e.summary, e.source)))
         out.print(table)
         return 0

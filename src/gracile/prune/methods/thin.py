@@ -44,9 +44,9 @@ class Thin(core.Method):
 
 def masked_units(s: Any, group: Any) -> list[int]:
     """Units of a group whose slices are False throughout in the masks of the session."""
-    out = []
+    out, names = [], s.parameter_names
     for u, unit in enumerate(group.units):
-        slices = [p for p in unit if p.at in s.parameter_names]
+        slices = [p for p in unit if p.at in names]
         if slices and all(_hidden(s.mask(p.at), p) for p in slices):
             out.append(u)
     return out if len(out) < len(group.units) else []
