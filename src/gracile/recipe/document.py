@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionStartEvent,
     DocumentStartEvent,
     Event,
     MappingEndEvent,
@@ -224,7 +225,8 @@ class _Reader:
     ) -> tuple[Any, int]:
         """The value an event begins, and its height (0 for a scalar)."""
         if isinstance(event, AliasEvent):
-            return self.alias(event.anchor, depth)
+            return self.alias(str(event.anchor), depth)
+        assert isinstance(event, ScalarEvent | CollectionStartEvent)
         self.count(1, depth)
         before, at = self.nodes, self.line
         if event.tag is not None:
