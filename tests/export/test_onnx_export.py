@@ -209,6 +209,16 @@ def test_a_layer_that_was_left_in_float_stays_in_float(tmp_path):
     parity.require(parity.check(module, loaded, X))
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_file_says_which_weight_was_not_written_as_integers_and_why(runtime, tmp_path):
+    torch.manual_seed(0)
+    module, plan, tensors = quantized(Chain(), X)
+    wide = [e.model_copy(update={"bits": 12}) if e.at == "second.weight" else e for e in plan.edits]
+    artifact = export(runtime, module, EMPTY.extended(wide), tensors, X, tmp_path)
+    assert open_artifact(artifact.path).metadata["left_float"].keys() == {"second.weight"}
+    assert "12 bits do not fit" in artifact.metadata["left_float"]["second.weight"]
+
+
 def test_a_pruned_filter_with_a_bias_is_still_integer(tmp_path):
     """A filter of zeros has no useful scale; its bias must fit nevertheless."""
     torch.manual_seed(0)

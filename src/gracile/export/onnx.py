@@ -21,7 +21,7 @@ from gracile.benchmark.artifact import UNIT_MARK, Artifact, artifact_path, conte
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
-from gracile.export.prepare import BIAS, UNIT, WEIGHT, ActivationGrid, Prepared, prepare
+from gracile.export.prepare import BIAS, UNIT, WEIGHT, ActivationGrid, Prepared, described, prepare
 from gracile.registry import register
 
 OPSET = 21
@@ -53,6 +53,7 @@ def export_onnx(
 
     prepared, proto = to_onnx(model, plan, tensors, example)
     path = artifact_path(path, "onnxruntime")
+    metadata = described(metadata, prepared)
     stored = facts(prepared.precision, prepared.inputs, prepared.units, metadata)
     onnx.helper.set_model_props(proto, stored)
     onnx.checker.check_model(proto, full_check=True)
@@ -64,7 +65,7 @@ def export_onnx(
         precision=prepared.precision,
         inputs=prepared.inputs,
         units=prepared.units,
-        metadata=dict(metadata),
+        metadata=metadata,
     )
 
 

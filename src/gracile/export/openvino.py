@@ -14,6 +14,7 @@ from gracile.core.plan import Plan
 from gracile.core.state import write_atomic
 from gracile.errors import MissingExtra, UserError
 from gracile.export.onnx import to_onnx
+from gracile.export.prepare import described
 from gracile.registry import register
 
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # a name that OpenVINO made up
@@ -42,6 +43,7 @@ def export_openvino(
 
     prepared, proto = to_onnx(model, plan, tensors, example)
     path = artifact_path(path, "openvino")
+    metadata = described(metadata, prepared)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.{os.getpid()}.") as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / path.name
@@ -66,7 +68,7 @@ def export_openvino(
         precision=prepared.precision,
         inputs=prepared.inputs,
         units=units,
-        metadata=dict(metadata),
+        metadata=metadata,
     )
 
 

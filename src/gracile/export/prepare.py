@@ -106,6 +106,11 @@ def prepare(
     )
 
 
+def described(metadata: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """The metadata of an artifact: what was given, and which weights stay float, and why."""
+    return {**metadata, **({"left_float": prepared.floats} if prepared.floats else {})}
+
+
 def example_inputs(
     graph: Graph, example: Tensor | tuple[Tensor, ...]
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:

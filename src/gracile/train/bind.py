@@ -47,6 +47,15 @@ def at_entry(recipe: Recipe, id: str) -> Iterator[None]:
         raise type(e)(f"{place(recipe, 'methods', id)}: {text}") from None
 
 
+@contextmanager
+def at_train(recipe: Recipe, key: str) -> Iterator[None]:
+    """Name the value of the train section a UserError is about: `file:line: ` goes in front."""
+    try:
+        yield
+    except UserError as e:
+        raise type(e)(f"{place(recipe, 'train', key)}: {e}") from None
+
+
 def check_needs(
     methods: list[Method], recipe: Recipe, *, epochs: int, calibration: bool, teacher: bool
 ) -> None:

@@ -22,6 +22,7 @@ Your own loop keeps working; the names are those of the classic compression sche
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ from gracile.analyze.cost import cost
 from gracile.analyze.ledger import Inventory, Ledger, inventory
 from gracile.analyze.ledger import build as build_ledger
 from gracile.core.address import Selector, select
-from gracile.core.lr import Schedule
-from gracile.core.lr import make as make_lr
 from gracile.core.method import Method
 from gracile.core.overlay import Overlays
 from gracile.core.plan import Architecture, Mask, Plan, Remove, check_conflicts, in_order
@@ -51,13 +50,15 @@ from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.bind import (
     at_entry,
+    at_train,
     build_methods,
     check_claims,
     check_needs,
     class_names,
-    place,
     timetables,
 )
+from gracile.train.masks import Masks
+from gracile.train.rate import LearningRate
 
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
@@ -114,10 +115,9 @@ class Session:
         self.notes: list[Note] = []
         self.changed = False  # what the model computes was changed by a method since last asked
         self.finished = False
-        self._masks: dict[str, dict[str, Tensor]] = {}  # address -> method id -> keep-mask
+        self._masks = Masks()
         self._graph: Graph | None = None
         self._groups: list[ChannelGroup] | None = None
-        self._schedule: Schedule | None = None
 
         arch = architecture or Architecture(name=self.name)
         arch = arch.model_copy(update={"sha256": arch.sha256 or architecture_sha(model)})
@@ -132,7 +132,8 @@ class Session:
             teacher=True,
         )
         self.timetables = timetables(self.methods, self.recipe, self.calendar)
-        self._start_lr()
+        with at_train(self.recipe, "lr"):
+            self._rate = LearningRate(optimizer, self.recipe.train.lr, self.calendar)
         self.fired = {m.id: 0 for m in self.methods}
         self.original = _stock(model, self.graph)
         self.teacher: nn.Module | None = None
@@ -168,7 +169,7 @@ class Session:
             )
         if batch > 0:
             self._fire((epoch, batch))
-        self._set_lr()
+        self._rate.set(epoch, batch)
         self._each("on_batch_start")
 
     def before_backward_pass(self, epoch: int, batch: int, steps: int, loss: Tensor) -> Tensor:
@@ -203,8 +204,7 @@ class Session:
         for name, value in (metrics or {}).items():
             self.track(name, value)
         self._each("on_epoch_end")
-        if self._schedule is not None:
-            self._schedule.end_epoch(dict(metrics or {}))
+        self._rate.end_epoch(metrics or {})
 
     # ------------------------------------------------------------------ the short forms
 
@@ -326,28 +326,23 @@ class Session:
     def set_mask(self, by: str, address: str, keep: Tensor) -> None:
         """Lay a keep-mask of one method on a tensor; masks of several methods intersect."""
         keep = keep.to(device=self.parameter(address).device, dtype=torch.bool)
-        self._masks.setdefault(address, {})[by] = keep
-        self._lay_mask(address)
+        self._masks.set(by, address, keep)
+        self._lay_masks([address])
         self.changed = True
 
     def mask(self, address: str) -> Tensor | None:
         """The combined keep-mask of a tensor (on the CPU), or None."""
-        masks = list(self._masks.get(address, {}).values())
-        return torch.stack(masks).all(0).cpu() if masks else None
+        keep = self._masks.together(address)
+        return None if keep is None else keep.cpu()
 
     def own_mask(self, by: str, address: str) -> Tensor:
         """The keep-mask one method laid on a tensor; all True if none."""
-        mask = self._masks.get(address, {}).get(by)
+        mask = self._masks.of(by, address)
         return torch.ones_like(self.parameter(address), dtype=torch.bool) if mask is None else mask
 
     def mask_edits(self, by: str) -> list[Mask]:
         """Mask edits for what a method masked and no surgery has cut."""
-        out = []
-        for address, masks in self._masks.items():
-            if by in masks and not bool(masks[by].all()):
-                share = 1.0 - float(masks[by].float().mean())
-                out.append(Mask(by=by, at=address, key=f"{address}.mask", sparsity=share))
-        return out
+        return self._masks.edits(by)
 
     def instrument(self, after: Mapping[str, nn.Module]) -> None:
         """Call modules on the outputs of graph nodes from now on; replaces `session.model`."""
@@ -379,11 +374,10 @@ class Session:
                 self.model, edits, examples=self._examples(), optimizer=self.optimizer
             )
         )
-        self._masks = {a: _sliced_masks(a, m, edits) for a, m in self._masks.items()}
+        self._masks.slice(edits)
         self.plan = self.plan.extended(edits)
         self._graph = self._groups = None
-        for address in list(self._masks):
-            self._lay_mask(address)
+        self._lay_masks(self._masks.addresses())
         for m in self.methods:
             m.on_surgery(self, edits)
         self.changed = True
@@ -446,12 +440,12 @@ class Session:
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "methods": {m.id: m.state_dict() for m in self.methods},
-            "masks": self._masks,
+            "masks": self._masks.state_dict(),
             "fired": dict(self.fired),
             "history": self.history,
             "warnings": self.warnings,
             "notes": self.notes,
-            "lr": self._schedule.state_dict() if self._schedule else None,
+            "lr": self._rate.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -467,9 +461,8 @@ class Session:
         self._without_overlays(lambda: apply_removes(self.model, removes, optimizer=self.optimizer))
         self.plan = plan
         self._graph = self._groups = None
-        self._masks = {a: dict(m) for a, m in state["masks"].items()}
-        for address in self._masks:
-            self._lay_mask(address)
+        self._masks = Masks(state["masks"])
+        self._lay_masks(self._masks.addresses())
         for m in self.methods:
             if removes:
                 m.on_surgery(self, removes)
@@ -481,8 +474,7 @@ class Session:
         self.history = {k: [(t, v) for t, v in c] for k, c in state["history"].items()}
         self.warnings = [(c, t) for c, t in state["warnings"]]
         self.notes = [tuple(n) for n in state["notes"]]
-        if self._schedule is not None:
-            self._schedule.load_state_dict(state["lr"])
+        self._rate.load_state_dict(state["lr"])
 
     # ------------------------------------------------------------------ inside
 
@@ -517,13 +509,13 @@ class Session:
         ).to(self.device)
         return [self.example, noise] if isinstance(self.example, Tensor) else [self.example]
 
-    def _lay_mask(self, address: str) -> None:
-        masks = list(self._masks[address].values())
-        if not masks or all(bool(m.all()) for m in masks):
-            self.overlays.remove(address, "mask")
-            return
-        keep = torch.stack(masks).all(0)
-        self.overlays.set(address, "mask", lambda w: w * keep.to(w.dtype))
+    def _lay_masks(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            keep = self._masks.together(address)
+            if keep is None or bool(keep.all()):
+                self.overlays.remove(address, "mask")
+            else:
+                self.overlays.set(address, "mask", partial(_masked, keep))
 
     def _without_overlays(self, action: Callable[[], Any]) -> None:
         layers = self.overlays.pause()
@@ -549,41 +541,6 @@ class Session:
                 self.inputs, self.outputs = args, output
 
         return model.register_forward_hook(keep)
-
-    def _start_lr(self) -> None:
-        spec = self.recipe.train.lr
-        if spec is None or self.optimizer is None:
-            return
-        for g in self.optimizer.param_groups:
-            g.setdefault("initial_lr", g["lr"])
-        base = self.optimizer.param_groups[0]["initial_lr"]
-        try:
-            self._schedule = make_lr(
-                spec, base_lr=base, epochs=self.epochs, steps_per_epoch=self._optimizer_steps()
-            )
-        except UserError as e:
-            raise type(e)(f"{place(self.recipe, 'train', 'lr')}: {e}") from None
-
-    def _optimizer_steps(self) -> int | None:
-        if self.calendar.steps is None:
-            return None
-        return -(-self.calendar.steps // self.calendar.accumulate)
-
-    def _set_lr(self) -> None:
-        if self._schedule is None or self.optimizer is None:
-            return
-        step = self.epoch_number * (self._optimizer_steps() or 1)
-        step += self.batch // self.calendar.accumulate if self.calendar.steps else 0
-        base = self.optimizer.param_groups[0]["initial_lr"]
-        lr = self._schedule.lr(self.epoch_number, step)
-        momentum = self._schedule.momentum(self.epoch_number, step)
-        for g in self.optimizer.param_groups:
-            g["lr"] = lr * g["initial_lr"] / base
-            if momentum is not None:
-                if "momentum" in g:
-                    g["momentum"] = momentum
-                elif "betas" in g:
-                    g["betas"] = (momentum, *g["betas"][1:])
 
     def _collect_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -612,15 +569,8 @@ def _stock(model: nn.Module, graph: Graph) -> Inventory:
     return inventory(model.named_parameters(), graph, macs)
 
 
-def _sliced_masks(
-    address: str, masks: dict[str, Tensor], edits: Sequence[Remove]
-) -> dict[str, Tensor]:
-    for edit in edits:
-        for part in edit.group:
-            if part.at == address:
-                index = torch.tensor(part.keep)
-                masks = {k: m.index_select(part.dim, index.to(m.device)) for k, m in masks.items()}
-    return masks
+def _masked(keep: Tensor, w: Tensor) -> Tensor:
+    return w * keep.to(w.dtype)
 
 
 def _first(example: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -45,7 +45,8 @@ def register(app: typer.Typer) -> None:
         from gracile.report.comparison import write_comparison
         from gracile.report.html import write
         from gracile.report.tables import comparison_markdown
-        from gracile.train.run import Job, check, run
+        from gracile.train.job import Job
+        from gracile.train.run import check, run
 
         loaded = {p: with_overrides(load(p), set_ or []) for p in recipes}
         if len({p.stem for p in recipes}) != len(recipes):

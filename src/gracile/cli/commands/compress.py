@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
         from gracile.recipe.load import load
         from gracile.recipe.patch import with_overrides
         from gracile.report.html import write
-        from gracile.train.run import Job, run
+        from gracile.train.job import Job
+        from gracile.train.run import run
 
         loaded = load(recipe)
         if set_:

@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
         """Train ResNet-20 on scikit-learn's digits, then prune, distil, quantize and measure it."""
         from gracile.recipe.load import loads
         from gracile.report.html import write
-        from gracile.train.run import Job, run
+        from gracile.train.job import Job
+        from gracile.train.run import run
 
         recipes = importlib.resources.files("gracile.cli") / "demo"
         runtimes = tuple(runtime or ("openvino", "onnxruntime"))

@@ -72,6 +72,7 @@ def _load(file: Path, overrides: list[str] | None):  # type: ignore[no-untyped-d
 
 
 def _bind(recipe, model: str, data: str):  # type: ignore[no-untyped-def]
-    from gracile.train.run import Job, bind
+    from gracile.train.job import Job
+    from gracile.train.run import bind
 
     return bind(Job(model=model, data=data, recipe=recipe, out=Path()))
