@@ -34,6 +34,7 @@ from gracile.recipe.schema import Recipe
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
 from gracile.train.session import Session
+from gracile.train.structure import prune_channels
 
 __all__ = [
     "Artifact",
@@ -53,6 +54,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "open_data",
+    "prune_channels",
     "recipe_from",
     "resolve_model",
     "save_model",

@@ -37,7 +37,7 @@ def bits(at: str = "fc.weight", by: str = "ptq", role: str = "weight", **more) -
 
 
 EDITS = [
-    Add(group=(member("a", 4, 0, 2),), key="a.new"),
+    Add(group=(member("a", 4, 0, 2),), origin=((1, 3),), key="a.new"),
     Remove(group=(member("a", 4, 0, 3), member("b", 8, 0, 1, 6, 7, dim=1))),
     Skip(block="layer1.1"),
     Factorize(at="fc", scheme="svd", ranks=(3, 4)),
@@ -164,6 +164,40 @@ def test_a_removal_made_for_another_width_is_refused():
     plan = Plan(architecture=ARCH).extended([removal("a", 6, 0, 1), removal("a", 6, 0)])
     with pytest.raises(UserError, match=r"edit e1: 'a' has 2 indices along dim 0.*made for 6"):
         plan.to_original()
+
+
+def addition(at: str, of: int, keep: list[int], origin: list[int]) -> Add:
+    return Add(group=(member(at, of, *keep),), origin=(tuple(origin),), key="back")
+
+
+def test_an_addition_restores_its_places_by_hand():
+    # 6 filters; 1 and 4 go, then the third of what is left (original 3); 4 comes back last
+    edits = [
+        removal("a", 6, 0, 2, 3, 5),
+        removal("a", 4, 0, 1, 3),
+        addition("a", 4, [0, 1, 3], [4]),
+    ]
+    assert Plan(architecture=ARCH).extended(edits).to_original() == {("a", 0): [0, 2, 4, 5]}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (addition("a", 3, [0, 1], [2]), r"e1: 'a' would have the original indices \[0, 3, 2\]"),
+        (addition("a", 3, [0, 1], [3]), r"indices \[0, 3, 3\] along dim 0; an `add` restores"),
+        (addition("a", 4, [0, 1, 2], [5]), "e1: 'a' has 2 indices along dim 0.*made for 3"),
+    ],
+    ids=["wrong place", "there already", "another width"],
+)
+def test_an_addition_that_does_not_fit_is_refused(edit, message):
+    plan = Plan(architecture=ARCH).extended([removal("a", 4, 0, 3), edit])
+    with pytest.raises(UserError, match=message):
+        plan.to_original()
+
+
+def test_an_addition_says_what_each_place_restores():
+    with pytest.raises(ValidationError, match="one original index for each place"):
+        addition("a", 4, [0, 1], [2])
 
 
 @given(st.permutations(EDITS))

@@ -283,12 +283,31 @@ def test_two_inputs_and_a_changed_batch(tmp_path):
         torch.testing.assert_close(torch.tensor(got), want)
 
 
-def test_a_model_that_fx_cannot_follow_is_refused(tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_model_that_only_torch_export_can_follow_runs_in_integers(runtime, tmp_path):
+    class Looks(Chain):
+        def forward(self, x):
+            if x.shape[1] != 3:
+                raise ValueError("three channels, please")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Looks()
+    assert capture(model, X).how == "export"
+    module, plan, tensors = quantized(model, X, outputs=True)
+    loaded = load(export(runtime, module, plan, tensors, X, tmp_path))
+    assert {k.precision for k in loaded.kernels() if k.is_convolution} == {"int8"}
+    parity.require(parity.check(module, loaded, X))
+
+
+def test_a_model_that_cannot_be_followed_is_refused(tmp_path):
     class Branch(nn.Module):
         def forward(self, x):
             return x * 2 if x.sum() > 0 else x
 
-    with pytest.raises(UserError, match=r"cannot be exported: fx cannot trace it"):
+    with pytest.raises(
+        UserError, match=r"cannot be exported, its forward cannot be followed: fx: "
+    ):
         export("onnxruntime", Branch(), EMPTY, {}, torch.ones(2, 3), tmp_path)
 
 

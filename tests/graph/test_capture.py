@@ -167,7 +167,7 @@ def test_export_takes_over_with_the_same_ids_and_operators():
     graph, seen = capture(LooksAtSize(), X), capture(Net(), X)
     assert graph.how == "export"
     assert graph.reason.startswith("fx: TypeError")
-    assert graph.module is None
+    assert (graph.modes, graph.fixed_batch) == (("eval", "train"), None)
     for id in ("stem", "layer.0.bn", "layer.0.relu", "layer.1.add", "layer.0.conv_1", "fc"):
         assert (graph[id].op, graph[id].inputs, graph[id].shape) == (
             seen[id].op, seen[id].inputs, seen[id].shape,
@@ -242,4 +242,13 @@ def test_every_pattern_of_the_zoo_is_captured_by_fx(name):
     graph = capture(model, inputs)
     assert graph.how == "fx"
     assert all(i in graph.nodes for node in graph for i in node.inputs)
-    assert {n.op for n in graph} & {"unknown"} == ({"unknown"} if name == "unknown" else set())
+    assert name == "unknown" or not graph.of_op("unknown")
+
+
+def test_an_operator_without_a_rule_is_unknown_and_named():
+    class Bessel(nn.Module):
+        def forward(self, x):
+            return torch.special.i0(x)
+
+    node = capture(Bessel(), X)["special_i0"]
+    assert (node.op, node.attrs, node.inputs) == ("unknown", {"target": "special_i0"}, ("x",))

@@ -5,7 +5,7 @@ all earlier edits. A checkpoint is architecture + Plan + weights.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gracile.core.state import write_atomic
 from gracile.errors import PlanConflict, UserError
 
+Axis = tuple[str, int]  # address, dim
 FORMAT = 1
 KIND_ORDER = (
     "add", "remove", "skip", "factorize", "replace", "exit", "mask", "share", "bits",
@@ -61,11 +62,22 @@ class Remove(_Edit):
 
 
 class Add(_Edit):
-    """Inverse of `remove`: `of` is the width after adding, `keep` the indices there before."""
+    """Inverse of `remove`: `of` is the width after adding, `keep` where the present indices go.
+
+    `origin` says for each member which indices of the original network the added places restore, in
+    order. `<key>.<at>.<dim>` are the tensors with the restored values.
+    """
 
     kind: Literal["add"] = "add"
     group: tuple[Member, ...] = Field(min_length=1)
+    origin: tuple[tuple[int, ...], ...]
     key: str
+
+    @model_validator(mode="after")
+    def _places(self) -> Self:
+        if [len(o) for o in self.origin] != [m.of - len(m.keep) for m in self.group]:
+            raise ValueError("'origin' needs one original index for each place that is added")
+        return self
 
 
 class Skip(_Edit):
@@ -248,22 +260,56 @@ class Plan(BaseModel):
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path}: not a JSON file: {e}.") from None
 
-    def to_original(self) -> dict[tuple[str, int], list[int]]:
-        """For each sliced (address, dim): the original index of every index that is left.
+    def to_original(self) -> dict[Axis, list[int]]:
+        """For each (address, dim) that was cut: the original index of every index that is there.
 
-        Composes the index maps of all `remove` edits, in order.
+        Composes the index maps of all `remove` and `add` edits, in order.
+
+        Raises:
+            UserError: an edit was made for another width, or restores what is there.
         """
-        maps: dict[tuple[str, int], list[int]] = {}
-        for edit in self.of_kind("remove"):
-            for m in edit.group:
-                before = maps.get((m.at, m.dim), list(range(m.of)))
-                if len(before) != m.of:
-                    raise UserError(
-                        f"plan edit {edit.id}: '{m.at}' has {len(before)} indices along dim "
-                        f"{m.dim}, the edit was made for {m.of}."
-                    )
-                maps[m.at, m.dim] = [before[i] for i in m.keep]
+        maps: dict[Axis, list[int]] = {}
+        for edit in self.edits:
+            if isinstance(edit, (Remove, Add)):
+                maps.update(composed(maps, edit))
         return maps
+
+
+def composed(maps: Mapping[Axis, list[int]], edit: Remove | Add) -> dict[Axis, list[int]]:
+    """Index maps of the axes one edit touches, after it.
+
+    Args:
+        maps: axis -> original index of every index that is there; an axis that is not in it is
+            whole.
+        edit: counts in the model that `maps` describes.
+
+    >>> members = (Member(at="w", dim=0, of=4, keep=(0, 3)),)
+    >>> composed({("w", 0): [1, 2, 5, 6]}, Remove(group=members))
+    {('w', 0): [1, 6]}
+    >>> composed({("w", 0): [1, 6]}, Add(group=members, origin=((2, 5),), key=""))
+    {('w', 0): [1, 2, 5, 6]}
+    """
+    out = {}
+    for k, m in enumerate(edit.group):
+        had = m.of if isinstance(edit, Remove) else len(m.keep)
+        before = maps.get((m.at, m.dim), list(range(had)))
+        if len(before) != had:
+            raise UserError(
+                f"plan edit {edit.id}: '{m.at}' has {len(before)} indices along dim {m.dim}, the "
+                f"edit was made for {had}."
+            )
+        if isinstance(edit, Remove):
+            out[m.at, m.dim] = [before[i] for i in m.keep]
+            continue
+        there, new = dict(zip(m.keep, before, strict=True)), iter(edit.origin[k])
+        after = [there[i] if i in there else next(new) for i in range(m.of)]
+        if after != sorted(set(after)):
+            raise UserError(
+                f"plan edit {edit.id}: '{m.at}' would have the original indices {after} along dim "
+                f"{m.dim}; an `add` restores missing ones, at their places."
+            )
+        out[m.at, m.dim] = after
+    return out
 
 
 def in_order(edits: Iterable[Any]) -> list[Any]:

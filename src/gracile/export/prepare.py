@@ -72,11 +72,13 @@ def prepare(
     """Capture, fold and mark a copy of the model; the model is not changed.
 
     Raises:
-        UserError: the model cannot be captured by fx, or a weight is not on its grid.
+        UserError: the model cannot be captured, or a weight is not on its grid.
     """
     graph = capture(model, example)
     if graph.module is None:
-        raise UserError(f"the model cannot be exported: fx cannot trace it. {graph.reason}")
+        raise UserError(
+            f"the model cannot be exported, its forward cannot be followed: {graph.reason}"
+        )
     activations = activation_grids(graph)
     before = {n: p.detach() for n, p in graph.module.named_parameters(remove_duplicate=False)}
     fold = fold_batchnorm(graph.module)

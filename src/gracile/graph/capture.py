@@ -1,11 +1,8 @@
 """Capture a model's operators: by fx, else by torch.export, else only which modules there are."""
 
 import copy
-import logging
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +10,18 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gracile.errors import UserError
+from gracile.graph.agree import repeatable as repeatable
+from gracile.graph.agree import restored_buffers, same
+from gracile.graph.export_trace import export_trace
 from gracile.graph.graph import Graph, Node
+from gracile.graph.modes import SWITCHES
 from gracile.graph.normalize import Call, call_of, module_call
 from gracile.graph.oprule import Shape
 from gracile.graph.trace import (
     DROPOUTS,
     CannotTrace,
+    has_ids,
     is_operator,
-    owner,
     restored_modes,
     trace,
 )
@@ -36,10 +37,11 @@ _HOOKS = (
 def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     """The model's operators in the order they run, with shapes for this example.
 
-    fx first, whose graph can be rewritten; torch.export where the forward has Python that fx cannot
-    follow; the bare list of modules where nothing else works, with the reason. A GraphModule that
-    was captured before keeps its graph and its ids. The model is run in eval mode without gradients
-    and is left as it was.
+    fx first; torch.export where the forward has Python that fx cannot follow, or where fx sees a
+    part with weights only from outside, with all sizes but the batch's as numbers; the bare list of
+    modules where nothing else works, with the reason. A GraphModule that was captured before keeps
+    its graph, its ids and what is known about them. The model is run in eval mode without gradients
+    (for torch.export also once in train mode) and is left as it was.
 
     Args:
         model: any module; overlays and hooks on it are not captured.
@@ -52,19 +54,41 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     with bare(model), quiet(model), restored_modes(model), torch.no_grad():
         model.eval()
         expected = _run(model, inputs)
+        graph = None
         try:
-            return _by_fx(model, inputs, expected)
+            graph = _by_fx(model, inputs, expected)
+            closed = _closed(graph)
+            if not closed or has_ids(model):
+                return graph
+            reason = f"'{closed[0].id}' ({closed[0].attrs['target']}) cannot be looked into"
         except CannotTrace as e:
             reason = str(e)
         try:
-            return _by_export(model, inputs, f"fx: {reason}")
+            exported = _by_export(model, inputs, f"fx: {reason}")
         except CannotTrace as e:
-            return _by_modules(model, inputs, f"fx: {reason}; torch.export: {e}")
+            return graph or _by_modules(model, inputs, f"fx: {reason}; torch.export: {e}")
+        if graph is None or ("train" in exported.modes and len(_closed(exported)) < len(closed)):
+            return exported
+        return graph
 
 
 def as_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The positional inputs of a forward."""
     return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+def _closed(graph: Graph) -> list[Node]:
+    """Unknown operators with weights inside: what is in them cannot be followed."""
+    out = []
+    weights = {n for n, _ in graph.module.named_parameters()} if graph.module is not None else set()
+    for node in graph.of_op("unknown"):
+        target = node.fx.target if node.fx is not None and node.fx.op == "call_module" else None
+        if target is not None and graph.module is not None:
+            if any(True for _ in graph.module.get_submodule(str(target)).parameters()):
+                out.append(node)
+        elif any(graph[i].params.get("value") in weights for i in node.inputs):
+            out.append(node)
+    return out
 
 
 @contextmanager
@@ -97,17 +121,6 @@ def quiet(model: nn.Module) -> Iterator[None]:
             q.mode = mode
 
 
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """The same random numbers every time, without touching anyone's generators."""
-    ready = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if ready else []):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach a sleeping GPU
-        if ready:
-            torch.cuda.manual_seed_all(0)
-        yield
-
-
 def bare_copy(model: nn.Module) -> nn.Module:
     """A deep copy without hooks; what hooks refer to is not copied along."""
     with bare(model):
@@ -116,7 +129,7 @@ def bare_copy(model: nn.Module) -> nn.Module:
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        with repeatable():
+        with repeatable(), restored_buffers(model):
             return model(*inputs)
     except Exception as e:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
@@ -128,43 +141,45 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any) -> Graph:
-    module = trace(model)
+    with restored_buffers(model):  # fx leaves proxies where a forward assigns to a buffer
+        module = trace(model)
     with quiet(module), restored_modes(module):
         module.eval()
-        recorder = _Recorder(module)
-        try:
-            with repeatable():
-                got = recorder.run(*inputs)
-        except Exception as e:
-            text = str(e).strip().split("\n")[0]
-            raise CannotTrace(f"the traced graph does not run: {text}") from e
-    if not _same(expected, got):
+        recorder = _record(module, inputs)
+    if not same(expected, recorder.result):
         raise CannotTrace("the traced graph computes something else than the model")
-    nodes = _nodes(module.graph, recorder, module.get_submodule, _attribute_address, keep=True)
-    return Graph(nodes, "fx", module=module)
+    return _graph_of(module, recorder)
+
+
+def _record(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> "_Recorder":
+    recorder = _Recorder(module)
+    try:
+        with repeatable(), restored_buffers(module):
+            recorder.result = recorder.run(*inputs)
+    except Exception as e:
+        text = str(e).strip().split("\n")[0]
+        raise CannotTrace(f"the traced graph does not run: {text}") from e
+    return recorder
+
+
+def _graph_of(module: fx.GraphModule, seen: "_Recorder") -> Graph:
+    (output,) = module.graph.find_nodes(op="output")
+    how = output.meta.get("captured", {"how": "fx"})
+    return Graph(_nodes(module, seen), module=module, **how)
 
 
 def _by_export(model: nn.Module, inputs: tuple[Tensor, ...], reason: str) -> Graph:
-    try:
-        with _torch_keeps_quiet():
-            program = torch.export.export(model, inputs, strict=False)
-            signature = program.graph_signature
-            module = program.graph_module
-    except Exception as e:
-        text = str(e).strip().split("\n")[0]
-        raise CannotTrace(f"{type(e).__name__}: {text}") from e
-    tensors = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
+    seen = export_trace(model, inputs)
+    if seen.eval_only is not None:
+        reason += f"; eval mode only: {seen.eval_only}"
+    (output,) = seen.module.graph.find_nodes(op="output")
+    output.meta["captured"] = {
+        "how": "export",
+        "reason": reason,
+        "modes": ("eval", "train") if seen.eval_only is None else ("eval",),
+        "fixed_batch": seen.fixed_batch,
     }
-    for node in module.graph.nodes:
-        _name_exported(node, model, tensors)
-    _make_unique(module.graph, model)
-    values = _ExportedShapes(module.graph)
-    nodes = _nodes(
-        module.graph, values, model.get_submodule, lambda n: tensors.get(n.name), keep=False
-    )
-    return Graph(nodes, "export", reason=reason)
+    return _graph_of(seen.module, _record(seen.module, inputs))
 
 
 def _by_modules(model: nn.Module, inputs: tuple[Tensor, ...], reason: str) -> Graph:
@@ -198,20 +213,7 @@ def _by_modules(model: nn.Module, inputs: tuple[Tensor, ...], reason: str) -> Gr
     finally:
         for hook in hooks:
             hook.remove()
-    return Graph(nodes, "modules", reason=reason)
-
-
-@contextmanager
-def _torch_keeps_quiet() -> Iterator[None]:
-    # torch.export prints the graph it stopped at and warns about its own internals.
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    return Graph(nodes, "modules", reason=reason, modes=())
 
 
 class _Recorder(fx.Interpreter):
@@ -221,6 +223,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(module)
         self.shapes: dict[fx.Node, Shape | None] = {}
         self.tensors: set[fx.Node] = set()
+        self.result: Any = None
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note what it made."""
@@ -231,109 +234,38 @@ class _Recorder(fx.Interpreter):
         return out
 
 
-class _ExportedShapes:
-    """The same knowledge from an exported graph, which has run already."""
-
-    def __init__(self, graph: fx.Graph):
-        values = {n: n.meta.get("val") for n in graph.nodes}
-        self.shapes = {
-            n: tuple(int(s) for s in v.shape) if isinstance(v, Tensor) else None
-            for n, v in values.items()
-        }
-        self.tensors = {
-            n
-            for n, v in values.items()
-            if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))
-        }
-
-
 def _attribute_address(node: fx.Node) -> str | None:
     return str(node.target) if node.op == "get_attr" else None
 
 
-def _nodes(
-    graph: fx.Graph,
-    seen: "_Recorder | _ExportedShapes",
-    module_at: Callable[[str], nn.Module],
-    address_of: Callable[[fx.Node], str | None],
-    *,
-    keep: bool,
-) -> dict[str, Node]:
-    shapes = {address_of(n): s for n, s in seen.shapes.items() if s is not None}
+def _nodes(module: fx.GraphModule, seen: "_Recorder") -> dict[str, Node]:
+    shapes = {_attribute_address(n): s for n, s in seen.shapes.items() if s is not None}
     out: dict[str, Node] = {}
-    for node in graph.nodes:
-        address = address_of(node)
+    for node in module.graph.nodes:
+        address = _attribute_address(node)
         if address is not None:
             call = Call("param", None, address, {"value": address})
         else:
-            call = call_of(node, module_at, address_of)
+            call = call_of(node, module.get_submodule, _attribute_address)
         path = _module_path(node)
         inputs = tuple(n.meta["id"] for n in call.args if n in seen.tensors)
         if call.rule is not None:
-            sizes = {
-                role: shapes.get(a) or _shape_at(module_at, a) for role, a in call.params.items()
-            }
+            sizes = {role: shapes.get(a) or _shape_at(module, a) for role, a in call.params.items()}
             call.rule.complete(call.attrs, sizes)
         id = node.meta["id"]
         out[id] = Node(
-            id, call.op, inputs, path, call.params, call.attrs, seen.shapes.get(node),
-            node if keep else None,
-        )  # fmt: skip
+            id, call.op, inputs, path, call.params, call.attrs, seen.shapes.get(node), node
+        )
     return out
 
 
-def _shape_at(module_at: Callable[[str], nn.Module], address: str) -> Shape:
+def _shape_at(module: nn.Module, address: str) -> Shape:
     path, _, name = address.rpartition(".")
-    return tuple(getattr(module_at(path), name).shape)
+    return tuple(getattr(module.get_submodule(path), name).shape)
 
 
 def _module_path(node: fx.Node) -> str | None:
-    if node.op == "call_module":
-        path = str(node.target)
-        return None if path.startswith(f"{DROPOUTS}.") else path
-    return node.meta.get("module_path")
-
-
-def _name_exported(node: fx.Node, model: nn.Module, tensors: dict[str, str]) -> None:
-    """The id before doubles are numbered: the leaf module's path where it is one operator."""
-    if node.op == "placeholder":
-        node.meta["id"] = tensors.get(node.name, str(node.target))
-        return
-    if node.op == "output":
-        node.meta["id"] = "output"
-        return
-    call = call_of(node, model.get_submodule, lambda n: tensors.get(n.name))
-    path = owner(node)
-    leaf = model.get_submodule(path)
-    if path and is_operator(leaf) and module_call(leaf, path).op == call.op:
-        node.meta["id"] = node.meta["module_path"] = path
-    else:
-        node.meta["id"] = f"{path}.{call.name}".lstrip(".")
-
-
-def _make_unique(graph: fx.Graph, model: nn.Module) -> None:
-    paths = {path for path, _ in model.named_modules()}
-    taken: set[str] = set()
-    for node in graph.nodes:
-        base = id = node.meta["id"]
-        k = 0
-        while id in taken or (id in paths and not (k == 0 and node.meta.get("module_path") == id)):
-            k += 1
-            id = f"{base}_{k}"
-        taken.add(id)
-        node.meta["id"] = id
-
-
-def _same(expected: Any, got: Any) -> bool:
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(got)
-    if len(a) != len(b):
-        return False
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor):
-            if not isinstance(y, Tensor) or x.shape != y.shape:
-                return False
-            if not torch.allclose(x.double(), y.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
-                return False
-        elif x != y:
-            return False
-    return True
+    if node.op != "call_module":
+        return None
+    path = str(node.target)
+    return None if path.split(".")[0] in (DROPOUTS, SWITCHES) else path

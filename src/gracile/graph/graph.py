@@ -27,7 +27,7 @@ class Node:
             `running_mean`, ...).
         attrs: plain values: `stride`, `padding`, `groups`, `dim`, ...
         shape: shape of its output for the example input; None if it is not one tensor.
-        fx: the torch.fx node, None where the graph did not come from fx.
+        fx: the torch.fx node, None where only the modules are known.
     """
 
     id: str
@@ -46,17 +46,23 @@ class Graph:
 
     Attributes:
         nodes: id -> Node, in topological order.
-        how: "fx" (whole forward seen, can be rewritten), "export" (seen by torch.export, can be
-            analysed but not rewritten) or "modules" (only which modules exist).
+        how: "fx" (whole forward seen), "export" (seen by torch.export: sizes other than the batch
+            are numbers) or "modules" (only which modules exist).
         reason: why the better ways failed, for the user; None for "fx".
         module: the fx.GraphModule that computes the same as the model and shares its submodules and
-            parameters; None unless `how == "fx"`.
+            parameters; None for "modules".
+        modes: the modes in which `module` does so; none for "modules". Without "train" (possible
+            for "export" only) it computes in train mode what it does in eval mode; `reason` says
+            why.
+        fixed_batch: the only batch size that `module` is known to compute; None if any.
     """
 
     nodes: dict[str, Node]
     how: Literal["fx", "export", "modules"]
     reason: str | None = None
     module: torch.fx.GraphModule | None = None
+    modes: tuple[Literal["eval", "train"], ...] = ("eval", "train")
+    fixed_batch: int | None = None
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())

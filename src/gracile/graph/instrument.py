@@ -20,16 +20,16 @@ def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
     ``_quantizers.<id with ___ for dots>``; its node's id is ``<id>.quantize``, its op "quantize".
 
     Args:
-        graph: captured by fx.
+        graph: captured in a form that can be rewritten.
         after: node id -> module to call on its output (a tensor).
 
     Raises:
-        UserError: the graph was not captured by fx and cannot be rewritten.
+        UserError: the graph cannot be rewritten.
         BindError: no such node, a node without an output, or one that has a module already.
     """
     if graph.module is None:
         raise UserError(
-            "activation quantizers need a graph captured by fx, this one was captured by "
+            "activation quantizers need a graph that can be rewritten, this one was captured by "
             f"'{graph.how}': {graph.reason}."
         )
     source = graph.module

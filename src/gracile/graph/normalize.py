@@ -3,11 +3,13 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from gracile.graph.oprule import COMPUTED, OpRule, rule_of_call, rule_of_module
+from gracile.nn.by_mode import ByMode
 
 _SIZE_ATTRIBUTES = ("shape", "ndim", "device", "dtype")
 _ARITHMETIC = {
@@ -56,11 +58,18 @@ def call_of(
     if node.op == "get_attr":
         return Call("param", None, str(node.target), params={"value": str(node.target)})
     if node.op == "call_module":
-        return module_call(module_at(str(node.target)), str(node.target), node.all_input_nodes)
+        module = module_at(str(node.target))
+        call = module_call(module, str(node.target), node.all_input_nodes)
+        for name, arg in zip(getattr(module, "takes", ()), node.args[1:], strict=False):
+            address = address_of(arg) if isinstance(arg, fx.Node) else None
+            if isinstance(arg, fx.Node) and address is not None:
+                call.params[name] = address
+                call.args.remove(arg)
+        return call
     if _is_size(node):
         return Call("size", rule_of_call(".size"), "size", args=node.all_input_nodes)
     key = call_key(node)
-    rule = rule_of_call(key) if key is not getattr else None
+    rule = rule_of_call(key)
     if rule is None:
         return Call(
             "unknown",
@@ -78,25 +87,36 @@ def module_call(module: nn.Module, path: str, args: Sequence[fx.Node] = ()) -> C
     A module whose parameters were replaced (weight normalization, pruning hooks) is unknown: its
     weight is computed from others.
     """
+    if isinstance(module, ByMode):  # a number, as sizes are
+        return Call("size", rule_of_call(".size"), "size")
     params = {
         name: f"{path}.{name}" if path else name
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
-        if tensor is not None
+        for named in (module.named_parameters, module.named_buffers)
+        for name, _ in named(remove_duplicate=False)
     }
     rule = rule_of_module(module)
-    needed = {r for r in (rule.roles if rule else ()) if getattr(module, r, None) is not None}
+    needed = {r for r in (rule.roles_of(module) if rule else ()) if _has(module, r)}
     if rule is None or not needed <= set(params):
         name = type(module).__name__
         return Call("unknown", None, name, params, {"target": name}, list(args))
     attrs = {a: _plain(getattr(module, a)) for a in rule.attributes if hasattr(module, a)}
-    params = {r: params[r] for r in rule.roles if r in params}
+    params = {r: params[r] for r in rule.roles_of(module) if r in params}
     return Call(rule.op, rule, rule.op, params, {**rule.defaults, **attrs}, list(args))
 
 
+def _has(module: nn.Module, role: str) -> bool:
+    try:
+        return attrgetter(role)(module) is not None
+    except AttributeError:
+        return False
+
+
 def call_key(node: fx.Node) -> Any:
-    """What the rules know a call by: the function, `".method"` or `"aten.name"`."""
+    """What the rules know a call by: the function, `".method"`, `".attribute"` or `"aten.name"`."""
     if node.op == "call_method":
         return f".{node.target}"
+    if node.target is getattr:
+        return f".{node.args[1]}"
     namespace = getattr(node.target, "namespace", None)
     if namespace is not None and hasattr(node.target, "_opname"):
         return f"{namespace}.{node.target._opname}"

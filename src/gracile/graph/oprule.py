@@ -12,8 +12,8 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from gracile import registry
-from gracile.graph.channels import Flow, Value
 from gracile.graph.graph import Node
+from gracile.graph.labels import Flow, Value
 
 R = TypeVar("R", bound="type[OpRule]")
 Shape = tuple[int, ...]
@@ -32,7 +32,9 @@ class OpRule:
             order. A last name that starts with `*` collects what is left (`*shape`).
         defaults: values of arguments that a call may leave out.
         attributes: attributes of a module that go into `Node.attrs`.
-        roles: parameters and buffers, as named in the module and in `calls`.
+        roles: parameters and buffers, as named in the module (`out_proj.weight` for one of its
+            children's) and in `calls`.
+        statistic: takes means over channels; where a channel is masked it is left out of them.
     """
 
     op: ClassVar[str] = ""
@@ -41,17 +43,22 @@ class OpRule:
     defaults: ClassVar[Mapping[str, Any]] = {}
     attributes: ClassVar[Sequence[str]] = ()
     roles: ClassVar[Sequence[str]] = ()
+    statistic: ClassVar[bool] = False
+
+    def roles_of(self, module: Any) -> Sequence[str]:
+        """`roles` of one module, where they are not the same for all."""
+        return self.roles
 
     def complete(self, attrs: dict[str, Any], params: Mapping[str, Shape]) -> None:
         """Fill in attrs that a call does not spell out, from the shapes of its parameters."""
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Tie and protect channels; say along which dim of the output they lie.
+        """Tie and protect channels; say which lie along which dims of the output.
 
         Args:
             node: the call; shapes and attrs are filled in.
             values: what is known about each of `node.inputs`.
-            flow: ties, protects and hands out the atoms of tensors.
+            flow: ties, protects, splits and hands out the labels of tensors.
 
         The default follows nothing: everything the operator touches is protected.
         """

@@ -4,14 +4,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gracile.core.plan import Member, Remove
 from gracile.errors import UserError, nearest
 from gracile.graph import verify
-from gracile.graph.capture import bare_copy
-from gracile.graph.dependency import ChannelGroup, size_of
+from gracile.graph.capture import bare_copy, capture
+from gracile.graph.dependency import ChannelGroup, follow, size_of
+from gracile.graph.graph import Graph
+from gracile.graph.labels import Labels
+from gracile.graph.maps import place_maps
 from gracile.graph.oprule import rule_of_module
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -60,27 +64,29 @@ def remove_edits(
         if id not in known:
             raise UserError(f"no channel group '{id}' to cut.{nearest(id, known)}")
         _check_units(known[id], units)
-    left: dict[tuple[str, int], list[int]] = {}
+    left: dict[tuple[str, int], Labels] = {}
     edits = []
     for group in groups:
         units = set(gone.get(group.id, ()))
         if not units:
             continue
-        lost: dict[tuple[str, int], set[int]] = {}
-        for u in units:
-            for part in group.units[u]:
-                lost.setdefault((part.at, part.dim), set()).update(part.index)
+        gone_here = np.zeros(len(group.units), dtype=bool)
+        gone_here[list(units)] = True
         members = []
-        for axis in sorted(lost, key=list(group.sizes).index):
-            before = left.get(axis, list(range(group.sizes[axis])))
-            keep = tuple(k for k, i in enumerate(before) if i not in lost[axis])
-            if not keep:
+        for axis, layout in group.layout.items():
+            goes = gone_here[layout] & (layout >= 0)
+            if not goes.any():
+                continue
+            before = left.get(axis, np.arange(len(layout)))
+            keep = np.flatnonzero(~goes[before])
+            if not len(keep):
                 raise UserError(
                     f"cutting {len(units)} unit(s) of '{group.id}' would leave nothing of "
                     f"'{axis[0]}' along dim {axis[1]}; keep at least one of its indices."
                 )
-            members.append(Member(at=axis[0], dim=axis[1], of=len(before), keep=keep))
-            left[axis] = [before[k] for k in keep]
+            kept = tuple(keep.tolist())
+            members.append(Member(at=axis[0], dim=axis[1], of=len(before), keep=kept))
+            left[axis] = before[keep]
         edits.append(Remove(by=by, group=tuple(members)))
     return edits
 
@@ -106,16 +112,59 @@ def apply_removes(
         UserError: the edits do not fit this model.
     """
     check_fit(model, edits)
+    owners = _owners(model)
     with torch.no_grad():
         for edit in edits:
             touched: dict[nn.Module, dict[tuple[str, int], tuple[int, ...]]] = {}
             for member in edit.group:
-                for module, role in _cut(model, member, optimizer):
+                for module, role in owners.get(_cut(model, member, optimizer), ()):
                     touched.setdefault(module, {})[role, member.dim] = member.keep
             for module, kept in touched.items():
                 rule = rule_of_module(module)
                 if rule is not None:
                     rule.resize(module, kept)
+
+
+def prepared(model: nn.Module, example: Inputs, graph: Graph | None = None) -> nn.Module:
+    """The model with channel maps in the place of calls that have channel counts written in them.
+
+    A GraphModule that shares modules and parameters with the model, all names unchanged; the model
+    itself where its forward has none.
+
+    Args:
+        model: not changed.
+        example: input batch (a tuple for several inputs).
+        graph: as captured from the model as it is now; default: captured here.
+    """
+    graph = graph or capture(model, example)
+    found = follow(model, graph).flow.maps
+    if found:
+        return place_maps(graph, found)
+    return graph.module if graph.how == "export" and graph.module is not None else model
+
+
+def apply(
+    model: nn.Module,
+    edits: Sequence[Remove],
+    *,
+    example: Inputs,
+    optimizer: torch.optim.Optimizer | None = None,
+    graph: Graph | None = None,
+) -> nn.Module:
+    """Cut without a proof, as for a Plan that was proven when it was made.
+
+    Returns:
+        What computes from now on: the model, changed in place, or a GraphModule that shares its
+        modules and parameters (see `prepared`).
+
+    Raises:
+        UserError: the edits do not fit this model.
+    """
+    if not edits:
+        return model
+    ready = prepared(model, example, graph)
+    apply_removes(ready, edits, optimizer=optimizer)
+    return ready
 
 
 def verified_apply(
@@ -124,15 +173,20 @@ def verified_apply(
     *,
     examples: Sequence[Inputs],
     optimizer: torch.optim.Optimizer | None = None,
-) -> SurgeryReport:
+    graph: Graph | None = None,
+) -> tuple[nn.Module, SurgeryReport]:
     """Cut, but only after a proof on copies that the cut model computes what the masked one does.
 
     Args:
-        model: changed in place if the proof holds, else left as it was.
+        model: its tensors are changed in place if the proof holds, else left as they were.
         edits: in order.
         examples: input batches (a tuple each for several inputs); all are compared in eval mode,
             and together in train mode with the normalization statistics after one step.
         optimizer: see `apply_removes`.
+        graph: see `prepared`.
+
+    Returns:
+        What computes from now on (see `apply`), and what was done.
 
     Raises:
         UserError: the edits do not fit this model, or there is no example.
@@ -140,13 +194,16 @@ def verified_apply(
     """
     before = sum(p.numel() for p in model.parameters())
     if not edits:
-        return SurgeryReport(0, before, before, None)
-    check_fit(model, edits)
+        return model, SurgeryReport(0, before, before, None)
     if not examples:
         raise UserError("a verified cut needs at least one example input, got none.")
-    proof = verify.prove(bare_copy(model), edits, examples, apply_removes)
-    apply_removes(model, edits, optimizer=optimizer)
-    return SurgeryReport(len(edits), before, sum(p.numel() for p in model.parameters()), proof)
+    graph = graph or capture(model, examples[0])
+    ready = prepared(model, examples[0], graph)
+    check_fit(ready, edits)
+    proof = verify.prove(bare_copy(ready), edits, examples, apply_removes, graph)
+    apply_removes(ready, edits, optimizer=optimizer)
+    after = sum(p.numel() for p in ready.parameters())
+    return ready, SurgeryReport(len(edits), before, after, proof)
 
 
 def check_fit(model: nn.Module, edits: Iterable[Remove]) -> None:
@@ -184,10 +241,17 @@ def _check_units(group: ChannelGroup, units: Collection[int]) -> None:
         )
 
 
-def _cut(
-    model: nn.Module, m: Member, optimizer: torch.optim.Optimizer | None
-) -> list[tuple[nn.Module, str]]:
-    """Slice one tensor or channel map; return the modules that own it, under which name."""
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """id of a parameter or buffer -> the modules that own it, under which name."""
+    out: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for role, owned in (*module._parameters.items(), *module._buffers.items()):
+            out.setdefault(id(owned), []).append((module, role))
+    return out
+
+
+def _cut(model: nn.Module, m: Member, optimizer: torch.optim.Optimizer | None) -> int:
+    """Slice one tensor or channel map; return the tensor's id, 0 for a map."""
     path, _, name = m.at.rpartition(".")
     home = model.get_submodule(path)
     tensor: Tensor | None = home._parameters.get(name)
@@ -198,18 +262,13 @@ def _cut(
         if rule is None:
             raise UserError(f"'{m.at}' is neither a tensor nor a channel map of {type(home)}.")
         rule.cut_attribute(home, name, m.dim, m.keep)
-        return []
+        return 0
     keep = torch.tensor(m.keep, device=tensor.device)
     if optimizer is not None:
         _cut_state(optimizer, tensor, m.dim, keep)
     tensor.grad = None
     _replace_data(tensor, tensor.data.index_select(m.dim, keep))
-    return [
-        (module, role)
-        for module in model.modules()
-        for role, owned in (*module._parameters.items(), *module._buffers.items())
-        if owned is tensor
-    ]
+    return id(tensor)
 
 
 def _replace_data(tensor: Tensor, data: Tensor) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,10 @@ _DROPOUT_MODULES: dict[Any, type[nn.Module]] = {
 }
 _DROPOUT_NAMES = ("input", "p", "training", "inplace")
 _DROPOUT_DEFAULTS = {"p": 0.5, "training": True, "inplace": False}
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder,
+    nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
 
 
 class CannotTrace(Exception):
@@ -84,8 +88,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
         for name in made:
             model.__dict__.pop(name, None)
     module.training = model.training
-    _name(module, model)
-    _dropouts_to_modules(module, _owned(moving))
+    name_nodes(module, model)
+    _dropouts_to_modules(module, owned(moving))
     module.graph.lint()
     module.recompile()
     return module
@@ -102,6 +106,26 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@contextmanager
+def spelled_out() -> Iterator[None]:
+    """torch's transformer layers run operator by operator, without looking at masks' values.
+
+    Their fused path is one opaque operator. Whether a mask is causal is only a hint beside it.
+    """
+    home: Any = nn.modules.transformer
+    held = {name: getattr(home, name) for name in ("_get_seq_len", "_detect_is_causal_mask")}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    home._get_seq_len = lambda src, batch_first: None
+    home._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for name, function in held.items():
+            setattr(home, name, function)
+
+
 def owner(node: fx.Node) -> str:
     """Path of the module whose forward made this call."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -115,7 +139,7 @@ def _trace_in(
 ) -> tuple[fx.Graph, dict[str, Any]]:
     """The graph in one mode, and the tensors that the forward made from plain numbers."""
     before = set(model.__dict__)
-    with restored_modes(model):
+    with restored_modes(model), spelled_out():
         model.train(training)
         try:
             graph = _Tracer(whole).trace(model)
@@ -127,7 +151,8 @@ def _trace_in(
     return graph, made
 
 
-def _owned(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+def owned(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Nodes in order by the module whose forward made them."""
     out: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         out.setdefault(owner(node), []).append(node)
@@ -135,7 +160,7 @@ def _owned(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _owners_that_differ(a: fx.Graph, b: fx.Graph) -> set[str]:
-    left, right = _owned(a), _owned(b)
+    left, right = owned(a), owned(b)
     return {
         path
         for path in left.keys() | right.keys()
@@ -157,7 +182,7 @@ def _dropout_options(node: fx.Node) -> dict[str, Any]:
     return {n: _DROPOUT_DEFAULTS[n] if v is None else v for n, v in given.items()}
 
 
-def _name(module: fx.GraphModule, model: nn.Module) -> None:
+def name_nodes(module: fx.GraphModule, model: nn.Module) -> None:
     """Give every node its stable id, see `graph.graph`."""
     paths = {path for path, _ in model.named_modules()}
     taken: set[str] = set()
@@ -181,7 +206,7 @@ def _address(node: fx.Node) -> str | None:
 
 
 def _dropouts_to_modules(module: fx.GraphModule, moving: dict[str, list[fx.Node]]) -> None:
-    for path, nodes in _owned(module.graph).items():
+    for path, nodes in owned(module.graph).items():
         for node, twin in zip(nodes, moving[path], strict=True):
             if node.target not in _DROPOUT_MODULES:
                 continue

@@ -19,9 +19,12 @@ from torch.utils import _pytree as pytree
 from gracile.core.plan import Remove
 from gracile.errors import GracileError, UserError, VerificationError
 from gracile.graph.capture import as_inputs, capture, quiet, repeatable
-from gracile.graph.channels import Channels, Flow
-from gracile.graph.dependency import follow
+from gracile.graph.dependency import Following, follow
+from gracile.graph.graph import Graph
+from gracile.graph.labels import Axes, Flow, Labels, Value
+from gracile.graph.oprule import rule_of_module, rule_of_op
 from gracile.graph.trace import CannotTrace, trace
+from gracile.nn.by_mode import ByMode
 
 Inputs = Tensor | tuple[Tensor, ...]
 Axis = tuple[str, int]
@@ -65,6 +68,7 @@ def prove(
     edits: Sequence[Remove],
     examples: Sequence[Inputs],
     cut: Callable[[nn.Module, Sequence[Remove]], None],
+    graph: Graph | None = None,
 ) -> Proof:
     """Compare the masked with the sliced model on all examples.
 
@@ -76,6 +80,7 @@ def prove(
         edits: the cut.
         examples: input batches.
         cut: makes the cut in place.
+        graph: as captured before the cut; spares looking for statistics where none lose channels.
 
     Raises:
         UserError: the model does not run on an example.
@@ -84,12 +89,14 @@ def prove(
     _fill_zero_parameters(model)
     _no_dropout(model)
     inputs = [as_inputs(x) for x in examples]
-    dtype = torch.float64 if _runs_in_double(model, inputs[0]) else torch.float32
-    if dtype is torch.float64:
-        model, inputs = model.double(), [_double(x) for x in inputs]
+    dtype, double = torch.float32, _in_double(model, inputs[0])
+    if double is not None:
+        dtype, model, inputs = torch.float64, double, [_double(x) for x in inputs]
     masked, sliced = copy.deepcopy(model), model
     mask_removed(masked, edits)
     cut(sliced, edits)
+    if graph is None or _losing_statistics(graph, follow(model, graph), edits):
+        masked = kept_statistics(masked, sliced, edits, inputs[0])
     try:
         worst, checks = _compare(masked, sliced, edits, inputs, dtype)
     except _Different as e:
@@ -143,19 +150,15 @@ def first_difference(
     except (GracileError, CannotTrace) as e:
         return f"{unknown} ({e})"
     left, right = (_outputs(m, inputs, training) for m in (graph.module, twin))
-    gone = _gone_units(found.flow, edits)
+    gone = gone_units(found.flow, edits)
     for node in graph:
         name = f"the first differing operator is '{node.id}' ({node.op})"
         if node.id not in right:
             return name + ", which does not run any more"
         a, b, value = left[node.id], right[node.id], found.values[node.id]
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or node.op == "param":
             continue
-        if isinstance(value, Channels):
-            keep = [i for i, x in enumerate(value.atoms) if found.flow.find(x) not in gone]
-            a = a.index_select(value.dim, torch.tensor(keep, device=a.device, dtype=torch.long))
-        elif node.op == "param":
-            continue
+        a = _kept_of(a, _kept(value, found.flow, gone))
         if a.shape != b.shape:
             return f"{name}, whose shape is {tuple(b.shape)} instead of {tuple(a.shape)}"
         if not difference(a, b) <= tolerance:
@@ -163,15 +166,142 @@ def first_difference(
     return "no single operator differs"
 
 
-def _gone_units(flow: Flow, edits: Sequence[Remove]) -> set[int]:
-    """Units that the edits remove; of one with writers, what happens to these decides."""
-    gone, has_writer = {True: set[int](), False: set[int]()}, set[int]()
-    for axis in flow.writes:
-        has_writer.update(flow.find(a) for a in flow.axes[axis])
-    for axis, indices in removed_indices(edits).items():
-        atoms = flow.axes.get(axis, ())
-        gone[axis in flow.writes].update(flow.find(atoms[i]) for i in indices if atoms)
-    return gone[True] | (gone[False] - has_writer)
+def kept_statistics(
+    masked: nn.Module, sliced: nn.Module, edits: Sequence[Remove], inputs: tuple[Tensor, ...]
+) -> nn.Module:
+    """The masked model, with statistics over channels taken over those that are kept.
+
+    Where no such operator loses channels, or the forward cannot be followed: the model as it is.
+    """
+    graph = capture(masked, inputs)
+    if graph.module is None:
+        return masked
+    found = follow(masked, graph)
+    special = _losing_statistics(graph, found, edits)
+    if not special:
+        return masked
+    return _Masked(graph, trace(sliced), found, gone_units(found.flow, edits), special)
+
+
+def _losing_statistics(graph: Graph, found: Following, edits: Sequence[Remove]) -> set[str]:
+    """Operators that take statistics over channels of which some go."""
+    takers = [n.id for n in graph if rule_of_op(n.op).statistic]
+    if not takers:
+        return set()
+    gone = gone_units(found.flow, edits)
+    return {id for id in takers if _loses(id, graph, found, gone)}
+
+
+def gone_units(flow: Flow, edits: Sequence[Remove]) -> set[int]:
+    """Units that the edits remove: those that lose every index they have, of writers if any."""
+    lost = {axis: set(indices) for axis, indices in removed_indices(edits).items()}
+    left: dict[bool, set[int]] = {True: set(), False: set()}  # by whether a weight writes it
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    for axis, labels in flow.axes.items():
+        gone = lost.get(axis, set())
+        writes = axis in flow.writes
+        for i, label in enumerate(flow.find(labels).tolist()):
+            for unit in flow.atoms(label):
+                seen[writes].add(unit)
+                if i not in gone:
+                    left[writes].add(unit)
+    return {u for u in seen[True] | seen[False] if u not in left[u in seen[True]]}
+
+
+def _loses(id: str, graph: Graph, found: Following, gone: set[int]) -> bool:
+    return any(
+        k is not None
+        for i in (id, *graph[id].inputs)
+        for k in _kept(found.values[i], found.flow, gone)
+    )
+
+
+def _kept(value: Value, flow: Flow, gone: set[int]) -> list[Tensor | None]:
+    """For each dim the indices that stay; None for all."""
+    if not isinstance(value, Axes):
+        return []
+    return [None if v is None else _kept_indices(v, flow, gone) for v in value.dims]
+
+
+def _kept_indices(labels: Labels, flow: Flow, gone: set[int]) -> Tensor | None:
+    keep = [
+        i for i, x in enumerate(flow.find(labels).tolist()) if not gone.intersection(flow.atoms(x))
+    ]
+    return None if len(keep) == len(labels) else torch.tensor(keep, dtype=torch.long)
+
+
+def _kept_of(x: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+    for dim, keep in enumerate(kept):
+        if keep is not None:
+            x = x.index_select(dim, keep.to(x.device))
+    return x
+
+
+def _among_zeros(x: Tensor, kept: Sequence[Tensor | None], shape: Sequence[int]) -> Tensor:
+    """Inverse of `_kept_of`: zeros where something was removed."""
+    for dim, keep in enumerate(kept):
+        if keep is not None:
+            size = list(x.shape)
+            size[dim] = shape[dim]
+            x = x.new_zeros(size).index_copy(dim, keep.to(x.device), x)
+    return x
+
+
+class _Masked(nn.Module):
+    """Runs a masked graph; operators that take statistics see only what is kept."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        sliced: fx.GraphModule,
+        found: Following,
+        gone: set[int],
+        special: set[str],
+    ):
+        super().__init__()
+        assert graph.module is not None
+        self.module, self.special = graph.module, special
+        self.__dict__["_sliced"] = sliced  # not a part of this model
+        self.twins = {n.meta["id"]: n for n in sliced.graph.nodes}
+        self.kept = {id: _kept(v, found.flow, gone) for id, v in found.values.items()}
+        self.shapes = {n.id: n.shape for n in graph}
+
+    def forward(self, *inputs: Any) -> Any:
+        """As the graph, statistics over kept channels."""
+        return _Statistics(self).run(*inputs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        """Under the names they have in the model."""
+        return self.module.named_buffers(*args, **kwargs)
+
+
+class _Statistics(fx.Interpreter):
+    def __init__(self, home: _Masked):
+        super().__init__(home.module)
+        self.home = home
+
+    def run_node(self, n: fx.Node) -> Any:
+        id = n.meta["id"]
+        if id not in self.home.special:
+            return super().run_node(n)
+        twin = self.home.twins[id]
+        mine = dict(zip(twin.all_input_nodes, n.all_input_nodes, strict=True))
+
+        def sliced(node: fx.Node) -> Any:
+            value = self.env[mine[node]]
+            kept = self.home.kept[mine[node].meta["id"]]
+            return _kept_of(value, kept) if isinstance(value, Tensor) else value
+
+        args, kwargs = fx.node.map_arg((twin.args, dict(twin.kwargs)), sliced)
+        target: Any = twin.target
+        if n.op == "call_module":
+            out = self.home.__dict__["_sliced"].get_submodule(target)(*args, **kwargs)
+        elif n.op == "call_method":
+            out = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            out = target(*args, **kwargs)
+        shape = self.home.shapes[id]
+        return out if shape is None else _among_zeros(out, self.home.kept[id], shape)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -197,12 +327,24 @@ def _compare(
     tolerance, worst = TOLERANCE[dtype], 0.0
     for x in inputs:
         worst = max(worst, _same_outputs(masked, sliced, x, False, tolerance))
-    batch = _training_batch(masked, inputs)
-    if batch is None:
-        return worst, ("eval",)
-    worst = max(worst, _same_outputs(masked, sliced, batch, True, tolerance))
-    worst = max(worst, _same_buffers(masked, sliced, edits, batch, tolerance))
-    return worst, ("eval", "train")
+    for batch in (_together(inputs), inputs[0]):
+        expected = _in_train_mode(masked, batch)
+        if expected is not None:
+            error = _same_outputs(masked, sliced, batch, True, tolerance, expected)
+            worst = max(worst, error, _same_buffers(masked, sliced, edits, batch, tolerance))
+            return worst, ("eval", "train")
+    return worst, ("eval",)
+
+
+def _in_train_mode(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Any] | None:
+    """The outputs after one step in train mode; None, and no trace, where it does not run."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    try:
+        return pytree.tree_leaves(_forward(model, batch, True))
+    except Exception:
+        for name, b in model.named_buffers():
+            b.copy_(buffers[name])
+        return None
 
 
 def _same_outputs(
@@ -211,8 +353,10 @@ def _same_outputs(
     inputs: tuple[Tensor, ...],
     training: bool,
     tolerance: float,
+    expected: list[Any] | None = None,
 ) -> float:
-    expected = pytree.tree_leaves(_forward(masked, inputs, training))
+    if expected is None:
+        expected = pytree.tree_leaves(_forward(masked, inputs, training))
     if not all(_some_finite(v) for v in expected):
         raise VerificationError(
             "the cut cannot be verified: the model's output has no finite number for an example. "
@@ -248,10 +392,10 @@ def _same_buffers(
     gone, worst = removed_indices(edits), 0.0
     after = dict(sliced.named_buffers())
     for name, a in masked.named_buffers():
-        for (at, dim), lost in gone.items():
-            if at == name:
-                keep = [i for i in range(a.shape[dim]) if i not in set(lost)]
-                a = a.index_select(dim, torch.tensor(keep, device=a.device))
+        for dim in [d for at, d in gone if at == name]:
+            keep = torch.ones(a.shape[dim], dtype=torch.bool)
+            keep[gone[name, dim]] = False
+            a = a.index_select(dim, keep.nonzero().flatten().to(a.device))
         b = after[name]
         error = difference(a, b) if a.shape == b.shape else float("inf")
         if not error <= tolerance:
@@ -264,24 +408,12 @@ def _some_finite(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.numel() == 0 or bool(value.isfinite().any())
 
 
-def _training_batch(
-    model: nn.Module, inputs: Sequence[tuple[Tensor, ...]]
-) -> tuple[Tensor, ...] | None:
-    """A batch on which the model runs in train mode: all examples together, at least two samples.
+def _together(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """All examples as one batch for train mode, at least two samples.
 
     A batch of one is doubled with its own shifted copy, because BatchNorm after global pooling
-    refuses a single value per channel. None if it runs on nothing.
+    refuses a single value per channel.
     """
-    for batch in (_together(inputs), inputs[0]):
-        try:
-            _forward(copy.deepcopy(model), batch, True)
-        except Exception:
-            continue
-        return batch
-    return None
-
-
-def _together(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     alike = [x for x in inputs if [t.shape[1:] for t in x] == [t.shape[1:] for t in inputs[0]]]
     batch = tuple(torch.cat(parts) for parts in zip(*alike, strict=True))
     if any(t.shape[0] == 1 for t in batch):
@@ -289,11 +421,14 @@ def _together(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return batch
 
 
-def _runs_in_double(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _in_double(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
+    """A copy in float64; None where the model does not run in it."""
     if any(t.device.type == "mps" for t in (*inputs, *model.parameters())):
-        return False
+        return None
     try:
-        _forward(copy.deepcopy(model).double(), _double(inputs), False)
+        double = copy.deepcopy(model).double()
+        _forward(double, _double(inputs), False)
+        return double
     except Exception:
         try:
             _forward(model, inputs, False)
@@ -303,8 +438,7 @@ def _runs_in_double(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
             raise UserError(
                 f"{type(model).__name__} does not run on the example of shape {shapes}: {text}"
             ) from e
-        return False
-    return True
+        return None
 
 
 def _double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -371,8 +505,13 @@ def _no_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+            continue
+        if isinstance(module, ByMode) and isinstance(module.values[True], float):
+            module.values = {True: module.values[False], False: module.values[False]}
+        rule = rule_of_module(module)
+        for name in ("dropout", "drop_prob", *(("p",) if rule and rule.op == "dropout" else ())):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ def place(
         BindError: nothing is left to quantize, or activations are wanted and the graph was not
             captured in a form that can be rewritten.
     """
-    if activations and graph.how != "fx":
+    if activations and graph.how != "fx" and graph.module is None:
         raise BindError(
             "activation quantization needs a graph that can be rewritten, and this model was "
             f"captured by '{graph.how}': {graph.reason} Change the forward, or quantize only the "

@@ -15,16 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gracile.core.plan import Plan, Remove
+from gracile.core.plan import Plan
 from gracile.core.result import Result
 from gracile.core.state import write_atomic_with, write_json
 from gracile.errors import UserError
-from gracile.graph.surgery import apply_removes
+from gracile.graph import surgery
+from gracile.graph.additions import cuts
 from gracile.models.spec import ModelSpec, architecture_sha, registered
 from gracile.quantize.restore import simulate
 
 FORMAT = 1
-REBUILT = ("remove", "mask", "bits")  # kinds of edits; masks and grids are in the weights already
+REBUILT = (
+    "add",
+    "remove",
+    "mask",
+    "bits",
+)  # kinds of edits; masks and grids are in the weights already
 _SKELETON = "gracile.skeleton"
 
 
@@ -122,7 +128,7 @@ def load_model(
                 f"{folder / 'plan.json'}: edit {edit.id} is of kind '{edit.kind}', which this "
                 f"version cannot rebuild (it can: {', '.join(REBUILT)}). Use a newer gracile."
             )
-    apply_removes(model, [e for e in plan if isinstance(e, Remove)])
+    model = surgery.apply(model, cuts(plan), example=example)
     tensors, _ = read_tensors(folder / "model.safetensors")
     names = set(model.state_dict())
     extra = {k: v for k, v in tensors.items() if k not in names}

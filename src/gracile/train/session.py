@@ -40,11 +40,12 @@ from gracile.core.result import Result
 from gracile.core.schedule import Calendar, Instant
 from gracile.core.state import derive_seed
 from gracile.errors import BindError, GracileError, UserError
-from gracile.graph.capture import capture
+from gracile.graph import surgery
+from gracile.graph.capture import as_inputs, capture
 from gracile.graph.dependency import ChannelGroup, channel_groups
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import instrument
-from gracile.graph.surgery import apply_removes, remove_edits, verified_apply
+from gracile.graph.surgery import remove_edits, verified_apply
 from gracile.models.spec import architecture_sha
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
@@ -147,8 +148,7 @@ class Session:
                     m.on_attach(self)
             check_claims(self.methods, self, self.recipe)
         except BaseException:
-            self.overlays.detach()
-            self._watch.remove()
+            self.close()
             raise
 
     # ------------------------------------------------------------------ the six call-backs
@@ -265,10 +265,8 @@ class Session:
         self.plan = self.plan.extended(edits)
         tensors = self._collect_tensors()
         self._bake()
-        self.overlays.detach()
-        self._watch.remove()
+        self.close()
         self.model.eval()
-        self.finished = True
         return Result(
             model=self.model,
             plan=self.plan,
@@ -277,6 +275,12 @@ class Session:
             history=self.history,
             warnings=self.warnings,
         )
+
+    def close(self) -> None:
+        """Take everything off the model that is not part of it; the session is over."""
+        self.overlays.detach()
+        self._watch.remove()
+        self.finished = True
 
     # ------------------------------------------------------------------ what methods may use
 
@@ -353,7 +357,8 @@ class Session:
             )
         training = self.model.training
         new = instrument(self.graph, after).train(training)
-        self._replace_model(new)
+        self._replace_model(lambda model: new)
+        self.changed = True
 
     def cut(self, gone: Mapping[str, Iterable[int]], *, by: str) -> None:
         """Remove units of channel groups: `gone` maps group id -> unit numbers."""
@@ -369,10 +374,14 @@ class Session:
         other = [e for e in edits if not isinstance(e, Remove)]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
-        self._without_overlays(
-            lambda: verified_apply(
-                self.model, edits, examples=self._examples(), optimizer=self.optimizer
-            )
+        self._replace_model(
+            lambda model: verified_apply(
+                model,
+                edits,
+                examples=self._examples(),
+                optimizer=self.optimizer,
+                graph=self._graph,
+            )[0]
         )
         self._masks.slice(edits)
         self.plan = self.plan.extended(edits)
@@ -458,7 +467,11 @@ class Session:
         if plan.architecture.sha256 != self.plan.architecture.sha256:
             raise UserError("the stored state belongs to another network than this one.")
         removes = [e for e in plan if isinstance(e, Remove)]
-        self._without_overlays(lambda: apply_removes(self.model, removes, optimizer=self.optimizer))
+        self._replace_model(
+            lambda model: surgery.apply(
+                model, removes, example=self.example, optimizer=self.optimizer
+            )
+        )
         self.plan = plan
         self._graph = self._groups = None
         self._masks = Masks(state["masks"])
@@ -504,10 +517,9 @@ class Session:
                 )
 
     def _examples(self) -> list[Any]:
-        noise = torch.randn(
-            _first(self.example).shape, generator=self.generator("surgery"), dtype=torch.float32
-        ).to(self.device)
-        return [self.example, noise] if isinstance(self.example, Tensor) else [self.example]
+        generator = self.generator("surgery")
+        inputs = as_inputs(self.example)
+        return [inputs, tuple(_another(x, generator) for x in inputs)]
 
     def _lay_masks(self, addresses: Iterable[str]) -> None:
         for address in addresses:
@@ -517,23 +529,16 @@ class Session:
             else:
                 self.overlays.set(address, "mask", partial(_masked, keep))
 
-    def _without_overlays(self, action: Callable[[], Any]) -> None:
+    def _replace_model(self, change: Callable[[nn.Module], nn.Module]) -> None:
+        """Change the bare model, or put another in its place; then lay the overlays again."""
         layers = self.overlays.pause()
         self._watch.remove()
         try:
-            action()
+            self.model = change(self.model)
         finally:
             self.overlays = Overlays(self.model, layers)
             self._watch = self._watch_forward(self.model)
-
-    def _replace_model(self, new: nn.Module) -> None:
-        layers = self.overlays.pause()
-        self._watch.remove()
-        self.model = new
-        self.overlays = Overlays(new, layers)
-        self._watch = self._watch_forward(new)
         self._graph = self._groups = None
-        self.changed = True
 
     def _watch_forward(self, model: nn.Module) -> Any:
         def keep(_m: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -567,6 +572,13 @@ class Session:
 def _stock(model: nn.Module, graph: Graph) -> Inventory:
     macs = {row.id: row.macs for row in cost(model, graph)}
     return inventory(model.named_parameters(), graph, macs)
+
+
+def _another(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of the same shape; of numbers that may be indices, the same in another order."""
+    if not x.is_floating_point():
+        return x.roll(1, dims=-1) if x.ndim else x
+    return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device, x.dtype)
 
 
 def _masked(keep: Tensor, w: Tensor) -> Tensor:

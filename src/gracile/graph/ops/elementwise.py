@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from gracile.graph.channels import Channels, Fixed, Flow, Free, Value
 from gracile.graph.graph import Node
+from gracile.graph.labels import Axes, Flow, Labels, Shape, Value
 from gracile.graph.oprule import Kept, OpRule, oprule
 
 
@@ -20,9 +20,9 @@ class Elementwise(OpRule):
     """
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """What comes in goes out; a bare parameter cannot be followed through."""
-        if len(values) != 1 or isinstance(values[0], Free):
-            return flow.give_up(node, values, f"'{node.op}' is applied to a parameter")
+        """What comes in goes out."""
+        if len(values) != 1:
+            return flow.give_up(node, values, f"'{node.op}' is not called on one tensor")
         return values[0]
 
 
@@ -61,6 +61,7 @@ _UNARY: Mapping[str, tuple[Sequence[type | str], Sequence[Any], Sequence[str]]] 
     "softshrink": ((nn.Softshrink,), (F.softshrink, "softshrink"), ("lambd",)),
     "threshold": ((nn.Threshold,), (F.threshold, "threshold"), ("threshold", "value", "inplace")),
     "clamp": ((), (torch.clamp, torch.clip, "clamp", "clamp_", "clip"), ("min", "max")),
+    "fill": ((), ("fill_", "zero_"), ("value",)),
     "exp": ((), (torch.exp, "exp"), ()),
     "sqrt": ((), (torch.sqrt, "sqrt"), ()),
     "abs": ((), (torch.abs, operator.abs, "abs"), ()),
@@ -68,7 +69,8 @@ _UNARY: Mapping[str, tuple[Sequence[type | str], Sequence[Any], Sequence[str]]] 
     "dropout": (
         (
             nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-            nn.FeatureAlphaDropout,
+            nn.FeatureAlphaDropout, "torchvision.ops.stochastic_depth.StochasticDepth",
+            "timm.layers.drop.DropPath",
         ),
         (
             F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
@@ -131,12 +133,13 @@ class PReLU(OpRule):
         slopes = node.attrs.get("num_parameters")
         if "weight" not in node.params or len(values) != 1 or slopes is None:
             return flow.give_up(node, values, "the slope of 'prelu' is computed")
-        if slopes == 1:
+        value = values[0]
+        if slopes == 1 or not isinstance(value, Axes):
             flow.protect_tensor(node.params["weight"], "a slope for all channels")
-            return values[0]
-        atoms = flow.along(values[0], node, 1, slopes)
-        flow.tie(atoms, flow.axis(node.params["weight"], 0))
-        return Channels(1, atoms)
+            return value
+        labels = flow.along(value, node, 1, slopes)
+        flow.tie(labels, flow.axis(node.params["weight"], 0), f"slopes of '{node.id}'")
+        return value
 
     def resize(self, module: Any, kept: Kept) -> None:
         """Number of slopes."""
@@ -148,48 +151,39 @@ class Broadcast(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Tie the operands channel by channel; a size of 1 fits every channel and ties nothing."""
-        if node.shape is None:
-            return flow.give_up(node, values, f"'{node.op}' does not make one tensor")
         shapes = [flow.shape_of(i) for i in node.inputs]
-        if any(s is None for s in shapes):
+        if node.shape is None or any(s is None for s in shapes):
             return flow.give_up(node, values, f"'{node.op}' reads something that is no tensor")
-        rank = len(node.shape)
-        shift = [rank - len(s or ()) for s in shapes]
-        dims = {
-            v.dim + k
-            for v, k in zip(values, shift, strict=True)
-            if isinstance(v, Channels) and len(v.atoms) == node.shape[v.dim + k]
-        }
-        if not dims:
-            reason = next((v.why for v in values if isinstance(v, Fixed)), "made of parameters")
-            for v in values:
-                flow.protect_value(v, f"'{node.op}' has no channels to follow ('{node.id}')")
-            return Fixed(reason)
-        if len(dims) > 1:
-            return flow.give_up(node, values, f"'{node.op}' crosses two kinds of channels")
-        dim = dims.pop()
-        return Channels(dim, self._tie(node, values, shapes, dim, flow))
+        return broadcast(node, values, [s or () for s in shapes], node.shape, flow)
 
-    def _tie(
-        self,
-        node: Node,
-        values: Sequence[Value],
-        shapes: Sequence[tuple[int, ...] | None],
-        dim: int,
-        flow: Flow,
-    ) -> tuple[int, ...]:
-        shape = node.shape or ()
-        base: tuple[int, ...] | None = None
+
+def broadcast(
+    node: Node, values: Sequence[Value], shapes: Sequence[Shape], shape: Shape, flow: Flow
+) -> Value:
+    """Tie tensors of these shapes where they meet in a result of that shape."""
+    dims: list[Labels | None] = []
+    why = next((v.why for v in values if isinstance(v, Axes)), "made of numbers")
+    for d, size in enumerate(shape):
+        met: Labels | None = None
+        fixed = ""
         for value, own in zip(values, shapes, strict=True):
-            own = own or ()
-            at = dim - (len(shape) - len(own))
-            if at < 0 or (own[at] == 1 and shape[dim] > 1):
-                continue  # the same for every channel
-            atoms = flow.along(value, node, at, shape[dim])
-            if base is not None:
-                flow.tie(base, atoms)
-            base = base or atoms
-        return base or ()
+            at = d - (len(shape) - len(own))
+            if at < 0 or not isinstance(value, Axes):
+                continue
+            labels = value.dims[at]
+            if own[at] != size:  # one value for every channel
+                flow.protect(labels, f"'{node.id}' broadcasts it over channels")
+            elif labels is None:
+                fixed = value.why if size > 1 else fixed
+            elif met is None:
+                met = labels
+            else:
+                flow.tie(met, labels, f"'{node.id}' joins it to channels that stay")
+        if met is not None and fixed:
+            flow.protect(met, fixed)
+            met = None
+        dims.append(met)
+    return Axes(tuple(dims), why)
 
 
 def _binary(name: str, calls: Sequence[Any], doc: str) -> None:
@@ -223,7 +217,7 @@ _binary("minimum", (torch.minimum, ".minimum", "aten.minimum"), "Smaller of two.
 
 @oprule("div", source="torch.div")
 class Div(Broadcast):
-    """Quotient. A divisor with channels of its own is not cut: a masked one would divide by 0."""
+    """Quotient. A divisor with channels must be kept away from 0, where a mask puts it."""
 
     calls = dict.fromkeys(
         (operator.truediv, operator.itruediv, torch.div, ".div", ".div_", "aten.div", "aten.div_"),
@@ -232,9 +226,29 @@ class Div(Broadcast):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Channels of the dividend pass."""
-        if not isinstance(node.attrs.get("input"), (int, float)) and len(values) == 1:
+        divisor = values[-1]
+        by_numbers = len(values) == 1 and not isinstance(node.attrs.get("input"), (int, float))
+        if by_numbers or not isinstance(divisor, Axes) or not divisor.labelled:
             return super().flow(node, values, flow)
-        return flow.give_up(node, values, "'div' divides by a tensor")
+        below = node.fx.args[1] if node.fx is not None and len(node.fx.args) > 1 else None
+        if not _never_zero(below):
+            return flow.give_up(node, values, "'div' divides by channels")
+        return super().flow(node, values, flow)
+
+
+def _never_zero(below: Any, depth: int = 4) -> bool:
+    """Whether a divisor is kept away from 0 by the operators just before it."""
+    if isinstance(below, (int, float)) or not isinstance(below, fx.Node) or depth == 0:
+        return isinstance(below, (int, float)) and below != 0
+    name = str(getattr(below.target, "__name__", below.target)).split(".")[0].rstrip("_")
+    limits = [a for a in (*below.args[1:2], below.kwargs.get("min")) if isinstance(a, (int, float))]
+    if name in ("exp", "sigmoid", "softplus"):
+        return True
+    if name in ("clamp", "clamp_min", "add"):
+        return any(n > 0 for n in limits)
+    if name in ("expand", "expand_as", "reshape", "view", "unsqueeze", "sqrt", "to", "contiguous"):
+        return bool(below.args) and _never_zero(below.args[0], depth - 1)
+    return False
 
 
 @oprule("pow", source="torch.pow")
@@ -254,14 +268,14 @@ class Pow(Elementwise):
 class _Softmax(OpRule):
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Channels pass unless they are what it normalizes over."""
-        shape, dim = node.shape, node.attrs.get("dim")
-        if isinstance(values[0], Channels) and shape is not None and isinstance(dim, int):
-            if dim % len(shape) != values[0].dim:
-                return values[0]
-            return flow.give_up(node, values, f"'{node.op}' normalizes over the channels")
-        if isinstance(values[0], Fixed):
-            return values[0]
-        return flow.give_up(node, values, f"'{node.op}' does not say its dim")
+        value, dim = values[0], node.attrs.get("dim")
+        if not isinstance(value, Axes):
+            return value
+        if not isinstance(dim, int):
+            return flow.give_up(node, values, f"'{node.op}' does not say its dim")
+        dim %= len(value.dims)
+        flow.protect(value.dims[dim], f"'{node.op}' normalizes over the channels ('{node.id}')")
+        return value.with_dim(dim, None)
 
 
 @oprule("softmax", source="torch.nn.functional.softmax")
@@ -304,12 +318,13 @@ class GLU(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """A channel goes together with its gate, so the halves stay equal."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        dim = node.attrs.get("dim")
-        if not isinstance(value, Channels) or shape is None or not isinstance(dim, int):
-            return flow.give_up(node, values, "'glu' reads no followed channels")
-        if dim % len(shape) != value.dim:
+        value, dim = values[0], node.attrs.get("dim")
+        if not isinstance(value, Axes) or not isinstance(dim, int):
+            return flow.give_up(node, values, "'glu' does not say its dim")
+        dim %= len(value.dims)
+        labels = value.dims[dim]
+        if labels is None:
             return value
-        half = len(value.atoms) // 2
-        flow.tie(value.atoms[:half], value.atoms[half:])
-        return Channels(value.dim, value.atoms[:half])
+        half = len(labels) // 2
+        flow.tie(labels[:half], labels[half:], f"the halves of '{node.id}' belong together")
+        return value.with_dim(dim, labels[:half])

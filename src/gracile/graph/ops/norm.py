@@ -1,14 +1,15 @@
 """Normalization layers: which statistics they take decides whether a channel can be cut."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gracile.graph.channels import Channels, Flow, Value
+from gracile.graph import maps
 from gracile.graph.graph import Node
+from gracile.graph.labels import Axes, Flow, Labels, Value
 from gracile.graph.oprule import Kept, OpRule, oprule
 
 
@@ -20,13 +21,15 @@ class _PerChannel(OpRule):
     defaults = {"eps": 1e-5, "momentum": 0.1}
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Each parameter and statistic goes with its channel."""
-        shape = flow.shape_of(node.inputs[0])
-        if shape is None or len(shape) < 2:
+        """Each parameter and statistic goes with its channel; other dims stay whole."""
+        value = values[0]
+        if not isinstance(value, Axes) or len(value.dims) < 2:
             return flow.give_up(node, values, f"'{node.op}' is not over dim 1")
-        atoms = flow.along(values[0], node, 1, shape[1])
-        _tie_params(node, atoms, flow, "num_features")
-        return Channels(1, atoms)
+        flow.only(value, node, (0, 1))
+        labels = _params(node, flow, 0, "num_features", value.dims[1])
+        if labels is None:
+            return value
+        return value.with_dim(1, labels)
 
     def resize(self, module: Any, kept: Kept) -> None:
         """`num_features` from whatever tensor there is."""
@@ -77,7 +80,10 @@ class InstanceNorm(_PerChannel):
 
 @oprule("group_norm", source="Wu and He 2018, arXiv:1803.08494")
 class GroupNorm(OpRule):
-    """Group normalization: only whole groups can be cut, their statistics are their own."""
+    """Group normalization: whole groups can go, or the same channels of every group.
+
+    Statistics are those of the channels that are left.
+    """
 
     modules = (nn.GroupNorm,)
     calls = {
@@ -86,69 +92,127 @@ class GroupNorm(OpRule):
     }
     roles = ("weight", "bias")
     attributes = ("num_groups", "num_channels", "eps")
+    statistic = True
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """The channels of one group are one unit. A functional call hard-codes its groups."""
-        shape, groups = flow.shape_of(node.inputs[0]), node.attrs.get("num_groups")
-        if shape is None or not isinstance(groups, int) or node.module is None:
+        """The channels are split into groups. A functional call hard-codes how many."""
+        value, groups = values[0], node.attrs.get("num_groups")
+        if not isinstance(value, Axes) or not isinstance(groups, int):
             return flow.give_up(node, values, "'group_norm' hard-codes its number of groups")
-        if groups == 1:
-            return flow.give_up(node, values, "'group_norm' takes statistics over all channels")
-        atoms = flow.along(values[0], node, 1, shape[1])
-        width = shape[1] // groups
-        for g in range(groups):
-            flow.tie_all(atoms[g * width : (g + 1) * width])
-        _tie_params(node, atoms, flow, "num_channels")
-        return Channels(1, atoms)
+        flow.only(value, node, (0, 1))
+        labels = _params(node, flow, 0, "num_channels", value.dims[1])
+        if labels is None:
+            return value
+        why = f"the groups of '{node.id}' are of one size"
+        outer, _ = flow.split(labels, (groups, len(labels) // groups), why)
+        if node.module is None:
+            flow.protect(outer, f"'group_norm' hard-codes its number of groups ('{node.id}')")
+        elif outer is not None and groups > 1:
+            flow.tie(flow.map_axis(f"{node.module}.num_groups", 0, groups), outer, why)
+        return value.with_dim(1, labels)
 
     def resize(self, module: Any, kept: Kept) -> None:
-        """Groups keep their width, so there are fewer."""
+        """`num_channels` from the weight."""
         if isinstance(module.weight, torch.Tensor):
-            self._count(module, module.weight.shape[0])
+            module.num_channels = module.weight.shape[0]
 
     def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
-        """A norm without tensors still counts its channels."""
-        return module.num_channels if (name, dim) == ("num_channels", 0) else None
+        """The number of groups, and the channels of a norm without tensors."""
+        return getattr(module, name) if name in ("num_channels", "num_groups") and not dim else None
 
     def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
-        """Set the counts."""
-        self._count(module, len(keep))
+        """Set a count."""
+        setattr(module, name, len(keep))
 
-    @staticmethod
-    def _count(module: Any, channels: int) -> None:
-        width = module.num_channels // module.num_groups
-        module.num_channels, module.num_groups = channels, channels // width
+
+class _LastDims(OpRule):
+    """Statistics over the last dims, of the channels that are left."""
+
+    roles: ClassVar[Sequence[str]] = ("weight", "bias")
+    attributes = ("normalized_shape", "eps", "elementwise_affine")
+    statistic = True
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """Each parameter goes with its channel; a functional call needs a channel map."""
+        value, normalized = values[0], node.attrs.get("normalized_shape")
+        if isinstance(normalized, int):
+            normalized = (normalized,)
+        if not isinstance(value, Axes) or not isinstance(normalized, tuple):
+            return flow.give_up(node, values, f"'{node.op}' has a shape that cannot be read")
+        first, out = len(value.dims) - len(normalized), value
+        home = node.module
+        if home is None and any(d >= first for d in value.labelled):
+            home = flow.channel_map(node, maps.norm_of(node))
+        for k in range(len(normalized)):
+            labels = _params(node, flow, k, "normalized_shape", value.dims[first + k], home)
+            out = out.with_dim(first + k, labels)
+        return out
+
+    def resize(self, module: Any, kept: Kept) -> None:
+        """The normalized shape from the weight."""
+        if isinstance(module.weight, torch.Tensor):
+            module.normalized_shape = tuple(module.weight.shape)
+
+    def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
+        """Sizes that are normalized over."""
+        shape = module.normalized_shape
+        return shape[dim] if name == "normalized_shape" and dim < len(shape) else None
+
+    def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
+        """Set one of them."""
+        shape = list(module.normalized_shape)
+        shape[dim] = len(keep)
+        module.normalized_shape = tuple(shape)
 
 
 @oprule("layer_norm", source="Ba et al. 2016, arXiv:1607.06450")
-class LayerNorm(OpRule):
-    """Layer normalization over the last dims.
+class LayerNorm(_LastDims):
+    """Layer normalization over the last dims."""
 
-    Statistics over channels change when a channel goes (even a zero one), so channels that lie
-    along a normalized dim are protected; others pass.
-    """
-
-    modules = (nn.LayerNorm,)
+    modules = (nn.LayerNorm, "gracile.nn.maps.LayerNorm")
     calls = {
         F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+        torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"),
         "aten.layer_norm": ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"),
     }
-    roles = ("weight", "bias")
-    attributes = ("normalized_shape", "eps", "elementwise_affine")
+
+
+@oprule("rms_norm", source="Zhang and Sennrich 2019, arXiv:1910.07467")
+class RMSNorm(_LastDims):
+    """Root-mean-square normalization over the last dims."""
+
+    modules = (nn.RMSNorm, "gracile.nn.maps.RMSNorm")
+    calls = {
+        F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+        "aten.rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    }
+    roles = ("weight",)
+
+
+@oprule("normalize", source="torch.nn.functional.normalize")
+class Normalize(OpRule):
+    """Division by a p-norm along a dim: a channel that is zero adds nothing to it."""
+
+    calls = {F.normalize: ("input", "p", "dim", "eps")}
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Channels beside the normalized dims pass; its own parameters stay."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        normalized = node.attrs.get("normalized_shape")
-        first = len(shape) - len(normalized) if shape and normalized is not None else 0
-        if isinstance(value, Channels) and value.dim < first:
-            flow.give_up(node, (), "'layer_norm' has a fixed normalized shape")
-            return value
-        return flow.give_up(node, values, "'layer_norm' takes statistics over the channels")
+        """Channels pass."""
+        return values[0]
 
 
-def _tie_params(node: Node, atoms: Sequence[int], flow: Flow, count: str) -> None:
-    for address in node.params.values():
-        flow.tie(atoms, flow.axis(address, 0))
-    if not node.params and node.module is not None:
-        flow.tie(atoms, flow.axis(f"{node.module}.{count}", 0))
+def _params(
+    node: Node, flow: Flow, dim: int, count: str, labels: Labels | None, home: str | None = None
+) -> Labels | None:
+    """Tie a dim of a norm's tensors to the channels it normalizes; without tensors, its count."""
+    home = home or node.module
+    own = [flow.axis(address, dim) for address in node.params.values()]
+    if home is not None and (not own or home != node.module or home.startswith(maps.HOME)):
+        size = 0 if labels is None else len(labels)
+        if size:
+            own.append(flow.map_axis(f"{home}.{count}", dim, size))
+    for axis in own:
+        if labels is None:
+            flow.protect(axis, f"the channels of '{node.id}' stay")
+        else:
+            flow.tie(labels, axis, f"the channels of '{node.id}' stay")
+    return labels

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gracile.graph.channels import Channels, Fixed, Flow, Value
 from gracile.graph.graph import Node
+from gracile.graph.labels import Axes, Flow, Several, Value
 from gracile.graph.oprule import OpRule, oprule
 
 
@@ -17,18 +17,19 @@ class _Spatial(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Channels pass if they lie before the spatial dims."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        if len(values) != 1 or shape is None or node.shape is None:
+        value = values[0] if len(values) == 1 else None
+        if not isinstance(value, Axes):
             return flow.give_up(node, values, f"'{node.op}' is not called on one tensor")
-        if isinstance(value, Fixed):
-            return value
-        if isinstance(value, Channels) and value.dim < len(shape) - self.spatial(node, shape):
-            return value
-        return flow.give_up(node, values, f"'{node.op}' works along the channels")
+        before = len(value.dims) - self.spatial(node, value)
+        for labels in value.dims[before:]:
+            flow.protect(labels, f"'{node.op}' works along the channels ('{node.id}')")
+        rest = (None,) * (len(value.dims) - before)
+        out = Axes(value.dims[:before] + rest, value.why)
+        return out if node.shape is not None else Several((out, out))  # values and indices
 
-    def spatial(self, node: Node, shape: tuple[int, ...]) -> int:
+    def spatial(self, node: Node, value: Axes) -> int:
         """How many of the last dims are worked on: all but batch and channels."""
-        return len(shape) - 2
+        return len(value.dims) - 2
 
 
 def _functions(name: str) -> list[Any]:
@@ -112,34 +113,51 @@ class Interpolate(_Spatial):
 class _Reduce(OpRule):
     """Reduces some dims; the others stay."""
 
+    passes = False  # whether channels that are reduced may go: what they add is then 0
+
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Channels pass if they are not reduced, and move left past dims that vanish."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        if isinstance(value, Fixed):
+        """Channels that are not reduced pass, and move left past dims that vanish."""
+        value = values[0]
+        if not isinstance(value, Axes):
             return value
-        if not isinstance(value, Channels) or shape is None or node.shape is None:
-            return flow.give_up(node, values, f"'{node.op}' reads no followed channels")
-        dims = node.attrs.get("dim")
+        rank, dims = len(value.dims), node.attrs.get("dim")
+        if dims is None:
+            dims = tuple(range(rank))
         dims = [dims] if isinstance(dims, int) else dims
-        if not dims or not all(isinstance(d, int) for d in dims):
-            return flow.give_up(node, values, f"'{node.op}' reduces every dim")
-        gone = {d % len(shape) for d in dims}
-        if value.dim in gone:
-            return flow.give_up(node, values, f"'{node.op}' reduces the channels")
-        keep = len(node.shape) == len(shape)
-        return Channels(value.dim - (0 if keep else sum(d < value.dim for d in gone)), value.atoms)
+        if not all(isinstance(d, int) for d in dims):
+            return flow.give_up(node, values, f"'{node.op}' has a dim that cannot be read")
+        gone = {d % rank for d in dims}
+        if not self.passes:
+            for d in gone:
+                flow.protect(value.dims[d], f"'{node.op}' reduces the channels ('{node.id}')")
+        if node.shape is not None and len(node.shape) == rank:
+            return Axes(
+                tuple(None if d in gone else v for d, v in enumerate(value.dims)), value.why
+            )
+        out = Axes(tuple(v for d, v in enumerate(value.dims) if d not in gone), value.why)
+        return out if node.shape is not None else Several((out, out))  # values and indices
 
 
-def _reduction(op: str) -> None:
+def _reduction(op: str, passes: bool, statistic: bool = False) -> None:
     names = ("input", "dim", "keepdim", "dtype")
     calls = dict.fromkeys((getattr(torch, op), f".{op}", f"aten.{op}"), names)
     cls = type(
         op.title(),
         (_Reduce,),
-        {"calls": calls, "__doc__": f"`{op}` over some dims.", "__module__": __name__},
+        {
+            "calls": calls,
+            "passes": passes,
+            "statistic": statistic,
+            "__doc__": f"`{op}` over some dims.",
+            "__module__": __name__,
+        },
     )
     oprule(op, source=f"torch.{op}")(cls)
 
 
-for _op in ("mean", "sum", "amax", "amin"):
-    _reduction(_op)
+# Over channels, a sum loses what a removed channel adds, a mean or a variance is one of those left.
+for _op, _passes, _statistic in (
+    ("mean", True, True), ("var", True, True), ("std", True, True), ("sum", True, False),
+    ("amax", False, False), ("amin", False, False),
+):  # fmt: skip
+    _reduction(_op, _passes, _statistic)

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gracile.graph.channels import Channels, Flow, Value
 from gracile.graph.graph import Node
+from gracile.graph.labels import KEPT, Axes, Flow, Labels, Value
+from gracile.graph.maps import conv_of
 from gracile.graph.oprule import Kept, OpRule, Shape, oprule
+from gracile.graph.ops.elementwise import broadcast
+from gracile.graph.producers import mark_product
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 CONV_T = (
@@ -43,52 +47,76 @@ class _Convolution(OpRule):
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Output channels are new; input channels are tied to the weight that reads them."""
         weight, groups = node.params.get("weight"), node.attrs.get("groups")
-        if weight is None or len(values) != 1 or not isinstance(groups, int):
+        value = values[0] if len(values) == 1 else None
+        if weight is None or not isinstance(value, Axes) or not isinstance(groups, int):
             return flow.give_up(node, values, f"the weight of '{node.op}' is computed")
-        kernel, read = node.attrs["kernel_size"], node.attrs["in_channels"]
-        if node.module is None and 1 < groups == read:
-            return flow.give_up(node, values, f"'{node.op}' has its number of groups written in it")
-        dim = len(flow.shape_of(node.inputs[0]) or (0,) * (len(kernel) + 2)) - len(kernel) - 1
-        fed = flow.along(values[0], node, dim, read)
-        out = self.couple(weight, groups, fed, flow)
+        dim = len(value.dims) - len(node.attrs["kernel_size"]) - 1
+        flow.only(value, node, (0, dim) if dim else (dim,))
+        fed = flow.along(value, node, dim, node.attrs["in_channels"])
+        out, outer = self.couple(node, weight, groups, fed, flow)
+        if groups > 1 and outer is not None:
+            self.count_groups(node, outer, groups, flow)
         if "bias" in node.params:
-            flow.tie(out, flow.axis(node.params["bias"], 0))
-        return Channels(dim, out)
+            flow.tie(out, flow.axis(node.params["bias"], 0), f"the outputs of '{node.id}' stay")
+        rest = (None,) * (len(value.dims) - dim - 1)
+        return Axes((*value.dims[:dim], out, *rest), "it lies in space")
 
-    def couple(self, weight: str, groups: int, fed: Sequence[int], flow: Flow) -> tuple[int, ...]:
-        """Tie the atoms of the input to the weight; return the atoms of the output."""
+    def couple(
+        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+    ) -> tuple[Labels, Labels | None]:
+        """Tie the labels of the input to the weight; those of the output and of the groups."""
         raise TypeError(f"{type(self).__name__} must say how its weight is laid out")
+
+    def count_groups(self, node: Node, outer: Labels, groups: int, flow: Flow) -> None:
+        """The number of groups is cut with them, where a module keeps it."""
+        home = node.module
+        if home is None and node.op == "conv":
+            home = flow.channel_map(node, conv_of(node))
+        if home is None:
+            flow.protect(outer, f"'{node.op}' has its number of groups written in it ('{node.id}')")
+            return
+        axis = flow.map_axis(f"{home}.groups", 0, groups)
+        flow.tie(axis, outer, f"the groups of '{node.id}' stay")
+
+    def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
+        """The number of groups."""
+        return int(module.groups) if (name, dim) == ("groups", 0) else None
+
+    def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
+        """Set the number of groups; the channel counts follow from the weight."""
+        module.groups = len(keep)
 
 
 @oprule("conv", source="torch.nn.functional.conv*d: weight (O, I/groups, k...)")
 class Conv(_Convolution):
     """Convolution, plain, grouped or depthwise (with any multiplier)."""
 
-    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d, "gracile.nn.maps.Convolution")
     calls = {
         F.conv1d: CONV, F.conv2d: CONV, F.conv3d: CONV,
         "aten.conv1d": CONV, "aten.conv2d": CONV, "aten.conv3d": CONV,
     }  # fmt: skip
 
-    def couple(self, weight: str, groups: int, fed: Sequence[int], flow: Flow) -> tuple[int, ...]:
-        """A depthwise group goes with its input channel; other groups stay equally wide."""
-        out = tuple(flow.written(weight, 0))
-        if 1 < groups == len(fed):  # depthwise: output o belongs to input o // multiplier
-            multiplier = len(out) // groups
-            flow.tie(out, [fed[o // multiplier] for o in range(len(out))])
-            return out
-        width, made = len(fed) // groups, len(out) // groups
-        inner = flow.read(weight, 1)
-        flow.tie(fed, [inner[i % width] for i in range(len(fed))])
-        flow.tie(out, [out[o % made] for o in range(len(out))])
-        return out
+    def couple(
+        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+    ) -> tuple[Labels, Labels | None]:
+        """Whole groups go with their inputs; within them inputs and outputs by themselves."""
+        out, inner = flow.written(weight, 0), flow.read(weight, 1)
+        why = f"the inputs of '{node.id}' stay"
+        if groups == 1:
+            flow.tie(fed, inner, why)
+            return out, None
+        ins, columns = flow.split(fed, (groups, len(inner)), why)
+        outs, _ = flow.split(out, (groups, len(out) // groups), why)
+        if outs is not None:
+            flow.tie(_known(ins, groups), outs, why)
+        flow.tie(_known(columns, len(inner)), inner, why)
+        return out, outs
 
     def resize(self, module: Any, kept: Kept) -> None:
-        """Channel counts from the weight; a depthwise convolution loses groups."""
+        """Channel counts from the weight."""
         out, inner = module.weight.shape[:2]
-        module.groups = _groups_left(module.groups, module.out_channels, kept)
-        module.out_channels = out
-        module.in_channels = inner * module.groups
+        module.out_channels, module.in_channels = out, inner * module.groups
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Output elements x (I/groups) x kernel."""
@@ -111,22 +139,23 @@ class ConvTranspose(_Convolution):
     }  # fmt: skip
     out_dim = 1
 
-    def couple(self, weight: str, groups: int, fed: Sequence[int], flow: Flow) -> tuple[int, ...]:
-        """The output's atoms are the weight's second dim, one copy a group."""
-        if 1 < groups == len(fed):  # depthwise: group g's outputs go with input g
-            flow.tie(fed, flow.written(weight, 0))
-            return tuple(fed[g] for g in range(groups) for _ in flow.axis(weight, 1))
-        flow.tie(fed, flow.read(weight, 0))
-        width = len(fed) // groups
-        flow.tie(fed, [fed[i % width] for i in range(len(fed))])
-        return tuple(flow.written(weight, 1)) * groups
+    def couple(
+        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+    ) -> tuple[Labels, Labels | None]:
+        """The weight is (I, O/groups): its second dim appears once in every group."""
+        rows, out = flow.read(weight, 0), flow.written(weight, 1)
+        why = f"the inputs of '{node.id}' stay"
+        flow.tie(fed, rows, why)
+        if groups == 1:
+            return out, None
+        outer, _ = flow.split(rows, (groups, len(rows) // groups), why)
+        merged = flow.merge((outer, out), (groups, len(out)))
+        return (out if merged is None else merged), outer
 
     def resize(self, module: Any, kept: Kept) -> None:
-        """Channel counts from the weight; a depthwise one loses groups."""
+        """Channel counts from the weight."""
         inner, out = module.weight.shape[:2]
-        module.groups = _groups_left(module.groups, module.in_channels, kept)
-        module.in_channels = inner
-        module.out_channels = out * module.groups
+        module.in_channels, module.out_channels = inner, out * module.groups
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Input elements x (O/groups) x kernel: every input pixel is spread over a kernel."""
@@ -139,7 +168,7 @@ class ConvTranspose(_Convolution):
 class Linear(OpRule):
     """Matrix product over the last dim."""
 
-    modules = (nn.Linear,)
+    modules = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
     calls = {F.linear: ("input", "weight", "bias"), "aten.linear": ("input", "weight", "bias")}
     roles = ("weight", "bias")
     attributes = ("in_features", "out_features")
@@ -152,18 +181,18 @@ class Linear(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Output features are new; the last dim of the input is tied to the weight's columns."""
-        weight = node.params.get("weight")
-        if weight is None or len(values) != 1:
+        weight, value = node.params.get("weight"), values[0] if values else None
+        if weight is None or not isinstance(value, Axes) or len(values) > 2:
             return flow.give_up(node, values, "the weight of 'linear' is computed")
-        shape = flow.shape_of(node.inputs[0])
-        if shape is None:
-            return flow.give_up(node, values, "the input of 'linear' is not one tensor")
-        columns = flow.read(weight, 1)
-        flow.tie(flow.along(values[0], node, len(shape) - 1, len(columns)), columns)
-        out = tuple(flow.written(weight, 0))
+        columns, out = flow.read(weight, 1), flow.written(weight, 0)
+        fed = flow.along(value, node, len(value.dims) - 1, len(columns))
+        flow.tie(fed, columns, f"the inputs of '{node.id}' stay")
         if "bias" in node.params:
-            flow.tie(out, flow.axis(node.params["bias"], 0))
-        return Channels(len(shape) - 1, out)
+            flow.tie(out, flow.axis(node.params["bias"], 0), f"the outputs of '{node.id}' stay")
+        if len(values) == 2:  # a computed bias
+            bias = flow.along(values[1], node, 0, len(out))
+            flow.tie(out, bias, f"the computed bias of '{node.id}' stays")
+        return value.with_dim(len(value.dims) - 1, out)
 
     def resize(self, module: Any, kept: Kept) -> None:
         """Feature counts from the weight."""
@@ -178,7 +207,7 @@ class Linear(OpRule):
 
 @oprule("matmul", source="torch.matmul")
 class Matmul(OpRule):
-    """Product of two activations (or with a bare parameter): counted, not cut through."""
+    """Product of two activations, or with a bare parameter: the inner dims are tied."""
 
     calls = dict.fromkeys(
         (
@@ -189,8 +218,24 @@ class Matmul(OpRule):
     )  # fmt: skip
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Both sides are protected."""
-        return flow.give_up(node, values, "'matmul' multiplies two tensors")
+        """(..., n, k) @ (..., k, m): the leading dims as in a sum."""
+        shapes = [flow.shape_of(i) for i in node.inputs]
+        if len(values) != 2 or node.shape is None or any(s is None or len(s) < 2 for s in shapes):
+            return flow.give_up(node, values, "'matmul' does not multiply two matrices")
+        a, b = values
+        if not isinstance(a, Axes) or not isinstance(b, Axes):
+            return flow.give_up(node, values, "'matmul' does not multiply two matrices")
+        left, right = shapes[0] or (), shapes[1] or ()
+        mark_product(node, values, flow, ((-1,), (-2,)), ((-2,), (-1,)))
+        inner, why = left[-1], f"'{node.id}' multiplies it with something that stays"
+        k = flow.along(a, node, len(left) - 1, inner)
+        flow.tie(k, flow.along(b, node, len(right) - 2, inner), why)
+        lead = broadcast(
+            node, [Axes(a.dims[:-2], a.why), Axes(b.dims[:-2], b.why)],
+            [left[:-2], right[:-2]], node.shape[:-2], flow,
+        )  # fmt: skip
+        ends = (a.dims[-2], b.dims[-1])
+        return Axes((*(lead.dims if isinstance(lead, Axes) else ()), *ends), a.why)
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Output elements x length of the inner dim."""
@@ -199,8 +244,5 @@ class Matmul(OpRule):
         return prod(node.shape) * inputs[0][-1]
 
 
-def _groups_left(groups: int, rows: int, kept: Kept) -> int:
-    """Groups that still have a row (dim 0 of the weight): cuts either leave all groups equally
-    wide, or take whole groups of a depthwise convolution."""
-    width = rows // groups
-    return len({row // width for row in kept.get(("weight", 0), range(rows))})
+def _known(labels: Labels | None, size: int) -> Labels:
+    return np.full(size, KEPT, dtype=np.int64) if labels is None else labels

@@ -1,18 +1,17 @@
-"""Operators that move data without changing it: reshape, permute, concatenate, slice, pad."""
+"""Operators that change a tensor's shape or the order of its dims."""
 
-import operator
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from gracile.graph.channels import Channels, Fixed, Flow, Free, Several, Value
 from gracile.graph.graph import Node
-from gracile.graph.oprule import COMPUTED, OpRule, oprule
+from gracile.graph.labels import Axes, Fixed, Flow, Labels, Value
+from gracile.graph.maps import ChannelMap
+from gracile.graph.oprule import OpRule, oprule
+from gracile.nn import maps
 
 
 @oprule("flatten", source="torch.flatten")
@@ -28,14 +27,77 @@ class Flatten(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Every size follows from the input's, so nothing is hard-coded."""
-        return rearrange(node, values, flow, adaptive=None)
+        return _rearranged(node, values, flow)
+
+
+class _Sized(OpRule):
+    """An operator that is given sizes; where one counts channels it needs a channel map."""
+
+    module: type[maps.Reshape] = maps.Reshape
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """Move the labels as the data moves, and tie the sizes that are given to them."""
+        out = self.moved(node, values, flow)
+        if not isinstance(out, Axes) or not out.labelled:
+            return out
+        if "unflattened_size" in node.attrs:
+            return self.unflattened(node, out, flow)
+        if node.module is not None:  # a channel map
+            return _tie_sizes(out, f"{node.module}.sizes", out.labelled, flow, node)
+        shape = node.shape or ()
+        given = _sizes(node, shape)
+        stiff = [d for d in out.labelled if given[d] != -1]
+        if not stiff:
+            return out
+        known = [d for d in range(len(shape)) if d in stiff or (d and shape[d] == 1)]
+        sizes = [_size(given[d], shape[d], d in known) for d in range(len(shape))]
+        free = tuple(g for g, n in zip(given, sizes, strict=True) if n is None)
+        map_ = None
+        if node.fx is not None:
+            map_ = ChannelMap(self.module(sizes), (node.fx.args[0], *free))
+        return _tie_sizes(out, f"{flow.channel_map(node, map_)}.sizes", stiff, flow, node)
+
+    def moved(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """The labels of the output."""
+        return _rearranged(node, values, flow)
+
+    def unflattened(self, node: Node, out: Axes, flow: Flow) -> Value:
+        """One dim in several: the module's own sizes, or a map's."""
+        first, sizes = node.attrs.get("dim"), node.attrs["unflattened_size"]
+        if not isinstance(first, int) or not isinstance(sizes, tuple):
+            return flow.give_up(node, [out], f"'{node.op}' has sizes that cannot be read")
+        first %= len(out.dims) - len(sizes) + 1
+        home = node.module
+        if home is None:
+            now = (node.shape or ())[first : first + len(sizes)]
+            module = nn.Unflatten(first, tuple(now))
+            home = flow.channel_map(
+                node, None if node.fx is None else ChannelMap(module, (node.fx.args[0],))
+            )
+        for k in range(len(sizes)):
+            labels = out.dims[first + k]
+            if labels is not None and (node.module is None or sizes[k] != -1):
+                axis = flow.map_axis(f"{home}.unflattened_size", k, len(labels))
+                flow.tie(axis, labels, f"the sizes of '{node.id}'")
+        return out
+
+    def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
+        """A size."""
+        sizes = getattr(module, name, ()) if name in ("sizes", "unflattened_size") else ()
+        return sizes[dim] if dim < len(sizes) else None
+
+    def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
+        """Set a size."""
+        sizes = list(getattr(module, name))
+        sizes[dim] = len(keep)
+        setattr(module, name, sizes if name == "sizes" else tuple(sizes))
 
 
 @oprule("reshape", source="torch.reshape")
-class Reshape(OpRule):
-    """Any change of shape: exact index maps, wherever no channel count is written in numbers."""
+class Reshape(_Sized):
+    """Any change of shape, with exact index maps."""
 
-    modules = (nn.Unflatten,)
+    modules = (nn.Unflatten, "gracile.nn.maps.Reshape")
     attributes = ("dim", "unflattened_size")
     calls = {
         torch.reshape: ("input", "shape"),
@@ -43,50 +105,85 @@ class Reshape(OpRule):
         "aten.reshape": ("input", "shape"), "aten.view": ("input", "shape"),
         "aten._unsafe_view": ("input", "shape"),
         ".unflatten": ("input", "dim", "unflattened_size"),
+        "aten.unflatten": ("input", "dim", "unflattened_size"),
     }  # fmt: skip
 
-    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """A dim that is -1 or computed follows the channels; a number does not."""
-        size = self._size(node, flow)
-        if size is None or node.shape is None or len(size) != len(node.shape):
-            return flow.give_up(node, values, "'reshape' has a shape that cannot be read")
-        adaptive = [d for d, n in enumerate(size) if n in (-1, COMPUTED)]
-        return rearrange(node, values, flow, adaptive)
 
-    def _size(self, node: Node, flow: Flow) -> list[Any] | None:
-        shape = flow.shape_of(node.inputs[0])
-        if "unflattened_size" in node.attrs:
-            dim, sizes = node.attrs.get("dim"), node.attrs["unflattened_size"]
-            if not isinstance(dim, int) or shape is None:
-                return None
-            dim %= len(shape)
-            return [COMPUTED] * dim + list(sizes) + [COMPUTED] * (len(shape) - dim - 1)
-        size = node.attrs.get("shape")
-        if isinstance(size, tuple) and len(size) == 1 and isinstance(size[0], tuple):
-            size = size[0]
-        return list(size) if isinstance(size, tuple) else None
+@oprule("expand", source="torch.Tensor.expand")
+class Expand(_Sized):
+    """Repeat dims of size 1: what is repeated is the same for every index."""
+
+    module = maps.Expand
+    modules = ("gracile.nn.maps.Expand",)
+    calls = {
+        ".expand": ("input", "*shape"), "aten.expand": ("input", "shape"),
+        torch.broadcast_to: ("input", "shape"), ".broadcast_to": ("input", "*shape"),
+        "aten.broadcast_to": ("input", "shape"),
+    }  # fmt: skip
+
+    def moved(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """A dim that is repeated has no labels: all its indices are one."""
+        value, shape = values[0], flow.shape_of(node.inputs[0])
+        if not isinstance(value, Axes) or shape is None or node.shape is None:
+            return value
+        new = len(node.shape) - len(shape)
+        dims: list[Labels | None] = [None] * new
+        for d, labels in enumerate(value.dims):
+            same = shape[d] == node.shape[d + new]
+            if not same:
+                flow.protect(labels, f"'{node.id}' repeats it")
+            dims.append(labels if same else None)
+        return Axes(tuple(dims), value.why)
 
 
 @oprule("permute", source="torch.permute")
 class Permute(OpRule):
     """Reorder the dims: the channels move along."""
 
+    modules = ("torchvision.ops.misc.Permute",)
+    attributes = ("dims",)
     calls = {
         torch.permute: ("input", "dims"), ".permute": ("input", "*dims"),
         "aten.permute": ("input", "dims"),
         torch.transpose: ("input", "dim0", "dim1"), ".transpose": ("input", "dim0", "dim1"),
+        torch.swapaxes: ("input", "dim0", "dim1"), ".swapaxes": ("input", "dim0", "dim1"),
+        ".transpose_": ("input", "dim0", "dim1"),
         "aten.transpose": ("input", "dim0", "dim1"),
+        ".t": ("input",), torch.t: ("input",), "aten.t": ("input",), "aten.numpy_T": ("input",),
+        ".T": ("input", "name"),
     }  # fmt: skip
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """The channels lie where their dim went."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        if isinstance(value, Fixed):
+        value = values[0]
+        if not isinstance(value, Axes):
             return value
-        order = _order(node.attrs, len(shape)) if shape is not None else None
-        if not isinstance(value, Channels) or order is None:
-            return flow.give_up(node, values, "'permute' reads no followed channels")
-        return Channels(order.index(value.dim), value.atoms)
+        order = permuted_dims(node.attrs, len(value.dims))
+        if order is None:
+            return flow.give_up(node, values, "'permute' has dims that cannot be read")
+        return Axes(tuple(value.dims[d] for d in order), value.why)
+
+
+@oprule("movedim", source="torch.movedim")
+class MoveDim(OpRule):
+    """Move dims: the channels move along."""
+
+    calls = dict.fromkeys(
+        (torch.movedim, ".movedim", torch.moveaxis, "aten.movedim"),
+        ("input", "source", "destination"),
+    )
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """The labels are moved as torch moves the dims."""
+        value, a = values[0], node.attrs
+        if not isinstance(value, Axes):
+            return value
+        try:
+            probe = torch.empty(tuple(range(2, 2 + len(value.dims))), device="meta")
+            order = [n - 2 for n in probe.movedim(a["source"], a["destination"]).shape]
+        except (TypeError, RuntimeError, KeyError):
+            return flow.give_up(node, values, "'movedim' has dims that cannot be read")
+        return Axes(tuple(value.dims[d] for d in order), value.why)
 
 
 @oprule("squeeze", source="torch.squeeze")
@@ -101,18 +198,18 @@ class Squeeze(OpRule):
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """The channels move left past what vanished."""
         value, shape = values[0], flow.shape_of(node.inputs[0])
-        if isinstance(value, Fixed):
+        if not isinstance(value, Axes) or shape is None:
             return value
-        if not isinstance(value, Channels) or shape is None or node.shape is None:
-            return flow.give_up(node, values, "'squeeze' reads no followed channels")
         dims = node.attrs.get("dim")
-        if dims is None:  # a batch of one, or a layer cut down to one channel, would vanish too
-            return flow.give_up(node, values, "'squeeze' without a dim depends on the sizes")
+        if dims is None:  # a layer that is cut down to one channel would vanish too
+            if value.labelled:
+                return flow.give_up(node, values, "'squeeze' without a dim depends on the sizes")
+            dims = tuple(range(len(shape)))
         gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
         gone = {d for d in gone if shape[d] == 1}
-        if value.dim in gone:
-            return flow.give_up(node, values, "'squeeze' drops the channel dim")
-        return Channels(value.dim - sum(d < value.dim for d in gone), value.atoms)
+        for d in gone:
+            flow.protect(value.dims[d], f"'squeeze' drops the dim ('{node.id}')")
+        return Axes(tuple(v for d, v in enumerate(value.dims) if d not in gone), value.why)
 
 
 @oprule("unsqueeze", source="torch.unsqueeze")
@@ -127,233 +224,163 @@ class Unsqueeze(OpRule):
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """The channels move right past the new dim."""
         value, dim = values[0], node.attrs.get("dim")
-        if isinstance(value, Fixed):
+        if not isinstance(value, Axes):
             return value
-        if not isinstance(value, Channels) or not isinstance(dim, int) or node.shape is None:
-            return flow.give_up(node, values, "'unsqueeze' reads no followed channels")
-        return Channels(value.dim + (dim % len(node.shape) <= value.dim), value.atoms)
+        if not isinstance(dim, int):
+            return flow.give_up(node, values, "'unsqueeze' has a dim that cannot be read")
+        dims = list(value.dims)
+        dims.insert(dim % (len(dims) + 1), None)
+        return Axes(tuple(dims), value.why)
 
 
-@oprule("cat", source="torch.cat")
-class Cat(OpRule):
-    """Concatenate: along the channels one after the other, along another dim tied together."""
+@oprule("pixel_shuffle", source="Shi et al. 2016, arXiv:1609.05158")
+class PixelShuffle(OpRule):
+    """Channels become pixels: the r*r channels of one output channel go together."""
 
-    calls = dict.fromkeys(
-        (torch.cat, torch.concat, torch.concatenate, "aten.cat"), ("tensors", "dim")
-    )
-    defaults = {"dim": 0}
-
-    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """The same input twice simply appears twice."""
-        shapes = [flow.shape_of(i) for i in node.inputs]
-        dim, tracked = node.attrs.get("dim"), [v for v in values if isinstance(v, Channels)]
-        if not tracked:
-            for v in values:
-                flow.protect_value(v, f"'cat' of parameters ('{node.id}')")
-            return next((v for v in values if isinstance(v, Fixed)), Fixed("made by 'cat'"))
-        if node.shape is None or not isinstance(dim, int) or any(s is None for s in shapes):
-            return flow.give_up(node, values, "'cat' has a dim that cannot be read")
-        dim %= len(node.shape)
-        if len({v.dim for v in tracked}) > 1:
-            return flow.give_up(node, values, "'cat' joins different kinds of channels")
-        along = tracked[0].dim
-        parts = [
-            flow.along(v, node, along, s[along])
-            for v, s in zip(values, shapes, strict=True)
-            if s is not None
-        ]
-        if dim == along:
-            return Channels(dim, tuple(a for part in parts for a in part))
-        for part in parts[1:]:
-            flow.tie(parts[0], part)
-        return Channels(along, parts[0])
-
-
-@oprule("chunk", source="torch.chunk")
-class Chunk(OpRule):
-    """Split a dim into equal parts: the same index of every part goes together."""
-
+    modules = (nn.PixelShuffle,)
+    attributes = ("upscale_factor",)
     calls = {
-        torch.chunk: ("input", "chunks", "dim"), ".chunk": ("input", "chunks", "dim"),
-        "aten.chunk": ("input", "chunks", "dim"),
-    }  # fmt: skip
-    defaults = {"dim": 0}
-
-    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Equal parts stay equal; other splits are protected."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        n, dim = node.attrs.get("chunks"), node.attrs.get("dim")
-        if not isinstance(value, Channels) or shape is None or not isinstance(dim, int):
-            return flow.give_up(node, values, "'chunk' reads no followed channels")
-        if not isinstance(n, int):
-            return flow.give_up(node, values, "'chunk' has a count that cannot be read")
-        if dim % len(shape) != value.dim:
-            return Several((value,) * n)
-        width = len(value.atoms) // n
-        if width * n != len(value.atoms):
-            return flow.give_up(node, values, "'chunk' makes parts of different sizes")
-        for k in range(1, n):
-            flow.tie(value.atoms[:width], value.atoms[k * width : (k + 1) * width])
-        parts = (value.atoms[k * width : (k + 1) * width] for k in range(n))
-        return Several(tuple(Channels(value.dim, part) for part in parts))
-
-
-@oprule("getitem", source="torch.Tensor.__getitem__")
-class GetItem(OpRule):
-    """Pick one of several outputs, or slice a tensor: channels pass where they are taken whole."""
-
-    calls = {operator.getitem: ("input", "index"), ".__getitem__": ("input", "index")}
-
-    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Spatial slices pass; a slice of channels has hard-coded numbers in it."""
-        value, index = values[0], node.attrs.get("index")
-        if isinstance(value, Several) and isinstance(index, int):
-            return value.values[index]
-        if isinstance(value, Fixed):
-            return value
-        shape = flow.shape_of(node.inputs[0])
-        if not isinstance(value, Channels) or shape is None or len(values) > 1:
-            return flow.give_up(node, values, "'getitem' reads no followed channels")
-        place = _after_index(index if isinstance(index, tuple) else (index,), value.dim, len(shape))
-        if place is None:
-            return flow.give_up(node, values, "'getitem' slices the channels by number")
-        return Channels(place, value.atoms)
-
-
-@oprule("slice", source="aten.slice")
-class Slice(OpRule):
-    """One dim sliced, as torch.export writes it."""
-
-    calls = {"aten.slice": ("input", "dim", "start", "end", "step")}
-    defaults = {"dim": 0, "start": 0, "end": None, "step": 1}
-
-    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """Channels pass where they are taken whole."""
-        value, shape, a = values[0], flow.shape_of(node.inputs[0]), node.attrs
-        if isinstance(value, Fixed):
-            return value
-        if not isinstance(value, Channels) or shape is None or not isinstance(a.get("dim"), int):
-            return flow.give_up(node, values, "'slice' reads no followed channels")
-        whole = a["start"] in (0, None) and a["step"] == 1
-        whole = whole and (a["end"] is None or a["end"] >= 2**62)
-        if a["dim"] % len(shape) != value.dim or whole:
-            return value
-        return flow.give_up(node, values, "'slice' slices the channels by number")
-
-
-@oprule("pad", source="torch.nn.functional.pad")
-class Pad(OpRule):
-    """Pad the last dims: channels pass where they are not padded themselves."""
-
-    modules = (
-        nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d,
-        nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
-        nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
-    )  # fmt: skip
-    attributes = ("padding", "value")
-    defaults = {"mode": "constant", "value": None}
-    calls = {
-        F.pad: ("input", "padding", "mode", "value"),
-        torch.constant_pad_nd: ("input", "padding", "value"),
-        "aten.pad": ("input", "padding", "mode", "value"),
-        "aten.constant_pad_nd": ("input", "padding", "value"),
+        torch.pixel_shuffle: ("input", "upscale_factor"),
+        "aten.pixel_shuffle": ("input", "upscale_factor"),
     }
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """A padded channel dim has its width written in numbers; `ChannelPad` does not."""
-        value, shape = values[0], flow.shape_of(node.inputs[0])
-        padding = node.attrs.get("padding")
-        if isinstance(value, Fixed):
+        """(C r r) -> C."""
+        value, r = values[0], node.attrs.get("upscale_factor")
+        if not isinstance(value, Axes) or not isinstance(r, int):
+            return flow.give_up(node, values, "'pixel_shuffle' has a factor that cannot be read")
+        flow.only(value, node, range(len(value.dims) - 2))
+        dim, why = len(value.dims) - 3, f"'{node.id}' makes pixels of it"
+        labels = value.dims[dim]
+        if labels is None:
             return value
-        if not isinstance(value, Channels) or shape is None or not isinstance(padding, Sequence):
-            return flow.give_up(node, values, "'pad' reads no followed channels")
-        at = 2 * (len(shape) - 1 - value.dim)
-        if all(p == 0 for p in padding[at : at + 2]):
-            return value
-        return flow.give_up(node, values, "'pad' pads the channels by a fixed number")
+        outer, inner = flow.split(labels, (len(labels) // (r * r), r * r), why)
+        flow.protect(inner, why)
+        return value.with_dim(dim, outer)
 
 
-@oprule("channel_pad", source="He et al. 2015, arXiv:1512.03385, section 3.3, option A")
-class ChannelPad(OpRule):
-    """Zero channels around the input's; `source` says for each output which input it copies."""
+@oprule("pixel_unshuffle", source="torch.nn.PixelUnshuffle")
+class PixelUnshuffle(OpRule):
+    """Pixels become channels: each channel becomes r*r of them."""
 
-    modules = ("gracile.nn.shortcut.ChannelPad",)
-    attributes = ("source", "in_channels", "stride", "front", "back")
+    modules = (nn.PixelUnshuffle,)
+    attributes = ("downscale_factor",)
+    calls = {
+        torch.pixel_unshuffle: ("input", "downscale_factor"),
+        "aten.pixel_unshuffle": ("input", "downscale_factor"),
+    }
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
-        """A copied channel goes with its copy; a zero channel is its own."""
-        source = node.attrs["source"]
-        fed = flow.along(values[0], node, 1, node.attrs["in_channels"])
-        at = f"{node.module}.source"
-        flow.tie(fed, flow.axis(at, 1))
-        out = tuple(flow.axis(at, 0))
-        copied = [(o, i) for o, i in enumerate(source) if i >= 0]
-        flow.tie([out[o] for o, _ in copied], [fed[i] for _, i in copied])
-        return Channels(1, out)
+        """C -> (C r r)."""
+        value, r = values[0], node.attrs.get("downscale_factor")
+        if not isinstance(value, Axes) or not isinstance(r, int):
+            return flow.give_up(node, values, "'pixel_unshuffle' has a factor that cannot be read")
+        flow.only(value, node, range(len(value.dims) - 2))
+        dim = len(value.dims) - 3
+        labels = value.dims[dim]
+        return value.with_dim(dim, None if labels is None else labels.repeat(r * r))
 
-    def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
-        """`source`: dim 0 counts output channels, dim 1 input channels."""
-        sizes = {("source", 0): module.out_channels, ("source", 1): module.in_channels}
-        return sizes.get((name, dim))
 
-    def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
-        """Cut the map."""
-        module.cut(dim, keep)
+@oprule("unfold", source="torch.nn.functional.unfold")
+class Unfold(OpRule):
+    """Patches as columns: (N, C, H, W) -> (N, C*k*k, L)."""
+
+    modules = (nn.Unfold,)
+    attributes = ("kernel_size",)
+    calls = dict.fromkeys(
+        (F.unfold, "aten.im2col"), ("input", "kernel_size", "dilation", "padding", "stride")
+    )
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """Each channel becomes k*k rows."""
+        value = values[0]
+        if not isinstance(value, Axes) or len(value.dims) != 4 or node.shape is None:
+            return flow.give_up(node, values, "'unfold' reads no batch of images")
+        flow.only(value, node, (0, 1))
+        labels = value.dims[1]
+        rows = None if labels is None else labels.repeat(node.shape[1] // len(labels))
+        return Axes((value.dims[0], rows, None), value.why)
+
+
+@oprule("fold", source="torch.nn.functional.fold")
+class Fold(OpRule):
+    """Columns as patches: (N, C*k*k, L) -> (N, C, H, W)."""
+
+    modules = (nn.Fold,)
+    attributes = ("kernel_size",)
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """The k*k rows of a channel go together."""
+        value = values[0]
+        if not isinstance(value, Axes) or len(value.dims) != 3 or node.shape is None:
+            return flow.give_up(node, values, "'fold' reads no columns")
+        flow.only(value, node, (0, 1))
+        labels, why = value.dims[1], f"'{node.id}' makes pixels of it"
+        if labels is None:
+            return Axes((value.dims[0], None, None, None), value.why)
+        outer, inner = flow.split(labels, (node.shape[1], len(labels) // node.shape[1]), why)
+        flow.protect(inner, why)
+        return Axes((value.dims[0], outer, None, None), value.why)
 
 
 @oprule("size", source="torch.Tensor.size")
 class Size(OpRule):
     """A size or what is computed from sizes: numbers, no channels."""
 
-    calls = {".size": ("input", "dim"), ".dim": ("input",), ".numel": ("input",), getattr: ()}
+    calls = {
+        ".size": ("input", "dim"), ".dim": ("input",), ".numel": ("input",), getattr: (),
+        "aten.sym_size": ("input", "dim"), "aten.sym_numel": ("input",),
+    }  # fmt: skip
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Nothing flows; whoever uses the number follows the cut or is found out by the proof."""
         return Fixed("a size")
 
 
-def rearrange(
-    node: Node, values: Sequence[Value], flow: Flow, adaptive: Sequence[int] | None
-) -> Value:
-    """Follow channels through a change of shape by moving their atoms as the data would move.
-
-    Where one dim of channels is split in two, the part whose size is computed stays a channel dim
-    and the indices of the part whose size is a number are tied: (C) -> (2, C/2) keeps both halves
-    equally wide, as a channel shuffle needs.
-
-    Args:
-        adaptive: output dims whose size follows the input's; None if all do.
-    """
+def _rearranged(node: Node, values: Sequence[Value], flow: Flow) -> Value:
     value, shape = values[0], flow.shape_of(node.inputs[0])
-    if isinstance(value, Fixed):
+    if not isinstance(value, Axes):
         return value
-    if len(values) != 1 or isinstance(value, (Free, Several)) or shape is None or not node.shape:
-        return flow.give_up(node, values, f"'{node.op}' reads no followed channels")
-    made = node.shape
-    if made[0] == shape[0] and value.dim > 0:  # the batch is not touched: one sample will do
-        shape, made = (1, *shape[1:]), (1, *made[1:])
-    place = [1] * len(shape)
-    place[value.dim] = -1
-    atoms = np.array([flow.find(a) for a in value.atoms]).reshape(place)
-    moved = np.broadcast_to(atoms, shape).reshape(made)
-    varying = [d for d in range(len(made)) if _varies(moved, d)]
-    free = [d for d in varying if adaptive is None or d in adaptive]
-    if len(free) != 1 or (adaptive is None and len(varying) != 1):
-        why = "has the number of channels written in it" if varying else "reads a single channel"
-        return flow.give_up(node, values, f"'{node.op}' {why}")
-    dim = free[0]
-    rows = np.moveaxis(moved, dim, 0).reshape(made[dim], prod(made) // made[dim])
-    for row in rows:
-        flow.tie_all(np.unique(row).tolist())
-    return Channels(dim, tuple(flow.find(int(row[0])) for row in rows))
+    if len(values) != 1 or shape is None or node.shape is None:
+        return flow.give_up(node, values, f"'{node.op}' is not called on one tensor")
+    return flow.rearranged(value, shape, node.shape, f"'{node.id}' mixes channels irregularly")
 
 
-def _varies(array: "np.ndarray[Any, Any]", dim: int) -> bool:
-    first = array.take([0], axis=dim)
-    return bool((array != first).any())
+def _tie_sizes(out: Axes, address: str, dims: Sequence[int], flow: Flow, node: Node) -> Axes:
+    """Sizes that count channels are cut with them; one that is -1 or given at the call is not."""
+    for d in dims:
+        labels = out.dims[d]
+        if labels is not None and flow.size_of(address, d) in (None, len(labels)):
+            if node.module is not None and flow.size_of(address, d) is None:
+                continue
+            flow.tie(flow.map_axis(address, d, len(labels)), labels, f"the sizes of '{node.id}'")
+    return out
 
 
-def _order(attrs: Mapping[str, Any], rank: int) -> list[int] | None:
+def _sizes(node: Node, shape: Sequence[int]) -> list[Any]:
+    """The sizes a call is given, with the graph's nodes in them.
+
+    Where they cannot be read one by one (another tensor's shape), those of the example but the
+    first, which follows.
+    """
+    if node.fx is None:
+        given = node.attrs.get("shape", ())
+        given = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+        return list(given) if len(given) == len(shape) else [None] * len(shape)
+    args = [*node.fx.args[1:], *(v for k, v in node.fx.kwargs.items() if k != "implicit")]
+    first = args[0] if args else None
+    given = list(first) if isinstance(first, (list, tuple)) else args
+    return given if len(given) == len(shape) else [-1, *shape[1:]]
+
+
+def _size(given: Any, now: int, counts: bool) -> int | None:
+    """What a map keeps of a given size: None for one that the call still gives."""
+    if counts:
+        return now
+    return None if isinstance(given, fx.Node) else int(given)
+
+
+def permuted_dims(attrs: Mapping[str, Any], rank: int) -> list[int] | None:
     """For each output dim the input dim it comes from."""
     if "dim0" in attrs:
         a, b = attrs["dim0"], attrs["dim1"]
@@ -362,33 +389,11 @@ def _order(attrs: Mapping[str, Any], rank: int) -> list[int] | None:
         order = list(range(rank))
         order[a % rank], order[b % rank] = b % rank, a % rank
         return order
-    dims = attrs.get("dims", ())
+    dims = attrs.get("dims")
+    if dims is None:
+        return list(range(rank))[::-1] if rank <= 2 else None
     if len(dims) == 1 and isinstance(dims[0], (list, tuple)):
         dims = dims[0]
     if len(dims) != rank or not all(isinstance(d, int) for d in dims):
         return None
     return [d % rank for d in dims]
-
-
-def _after_index(index: Sequence[Any], dim: int, rank: int) -> int | None:
-    """Where dim lies after basic indexing; None if it is not taken whole."""
-    used = sum(i is not None and i is not Ellipsis for i in index)
-    full: list[Any] = []
-    for i in index:
-        full += [slice(None)] * (rank - used) if i is Ellipsis else [i]
-    full += [slice(None)] * (rank - sum(i is not None for i in full))
-    source = target = 0
-    for i in full:
-        if i is None:
-            target += 1
-        elif isinstance(i, slice):
-            if source == dim:
-                return target if i in (slice(None), slice(0, None), slice(None, None, 1)) else None
-            source, target = source + 1, target + 1
-        elif isinstance(i, int):
-            if source == dim:
-                return None
-            source += 1
-        else:
-            return None
-    return None

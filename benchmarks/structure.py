@@ -1,0 +1,181 @@
+"""Half of every prunable group of whole libraries of architectures, each cut proven.
+
+Random weights, batches of two small inputs. Each architecture is pruned in a process of its own
+with limits of time and memory, so that one that hangs is a row. `heads` are whole attention heads
+or groups of a grouped convolution, `widths` the channels within each; where both could go, only
+heads are removed here. What is protected, and why, is in results/structure.texts.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cell import Cell, Values, once, template
+from benchmarks.structure_zoo import Architecture, architectures
+from gracile.core.record import Record, RecordLog
+from gracile.core.state import write_atomic
+from gracile.errors import MissingExtra
+from gracile.units import human_count
+
+NAME = "structure"
+SECONDS = 1200
+ROOT = Path(__file__).parents[1]
+TEXTS = ROOT / "results" / "structure.texts.json"
+METRICS: Mapping[str, str] = {
+    "correct": "flag",
+    "groups": "count",
+    "groups_free": "count",
+    "channels_removed": "share",
+    "heads_removed": "share",
+    "widths_removed": "share",
+    "macs": "count",
+    "macs_after": "count",
+    "params": "count",
+    "params_after": "count",
+    "capture_s": "s",
+    "analysis_s": "s",
+    "surgery_s": "s",
+    "proof_s": "s",
+    "max_error": "ratio",
+    "params_protected": "share",
+}
+
+
+def cells() -> Iterator[Cell]:
+    """One cell an architecture."""
+    for key, arch in architectures().items():
+        records = tuple(_record(arch, metric, unit) for metric, unit in METRICS.items())
+        yield Cell(NAME, key, arch.tier, records, lambda a=arch, k=key: measure(a, k))
+
+
+def _record(arch: Architecture, metric: str, unit: str) -> Record:
+    record = template(NAME, arch.family, metric, unit, arch.name)
+    return record.about(versions={**record.versions, **_version(arch.package)})
+
+
+def _version(package: str) -> dict[str, str]:
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
+
+
+def measure(arch: Architecture, key: str) -> Values:
+    """Prune it in a process of its own.
+
+    Raises:
+        MissingExtra: the package it comes from is not installed.
+    """
+    if find_spec(arch.package) is None:
+        raise MissingExtra(
+            f"the structure benchmark of {key} needs {arch.package}: pip install "
+            "torchvision timm transformers torch-pruning"
+        )
+    found = run_apart(key)
+    keep_texts(key, found)
+    return {(metric, arch.name): once(value) for metric, value in values_of(found).items()}
+
+
+def run_apart(key: str, seconds: int = SECONDS) -> dict[str, Any]:
+    """What `structure_one` writes, or a status that says how its process ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcome.json"
+        command = [sys.executable, "-m", "benchmarks.structure_one", key, str(file)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, timeout=seconds, capture_output=True, text=True
+            )
+        except subprocess.TimeoutExpired:
+            return {"status": "error", "text": f"not done after {seconds} s"}
+        if file.exists():
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return found
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"status": "error", "text": f"exit code {done.returncode}: {last}"}
+
+
+def values_of(found: Mapping[str, Any]) -> dict[str, float]:
+    """Metric -> value; nan for what an architecture has none of."""
+    if "groups" not in found:  # its process did not get to the end
+        return {"correct": 0.0, **{m: nan for m in METRICS if m != "correct"}}
+    same = ("groups", "macs", "macs_after", "params", "params_after", "capture_s", "analysis_s")
+    return {
+        **{name: float(found[name]) for name in (*same, "surgery_s", "proof_s", "max_error")},
+        "correct": float(found["status"] == "ok"),
+        "groups_free": float(found["free"]),
+        "channels_removed": share(found["written_gone"], found["written"]),
+        "heads_removed": share(found["heads_gone"], found["heads"]),
+        "widths_removed": share(found["widths_gone"], found["widths"]),
+        "params_protected": share(found["protected"], found["params"]),
+    }
+
+
+def share(part: float, whole: float) -> float:
+    """Part of a whole; nan of nothing."""
+    return part / whole if whole else nan
+
+
+def keep_texts(key: str, found: Mapping[str, Any], file: Path = TEXTS) -> None:
+    """Status, how it was captured and the three commonest reasons: Records hold only numbers."""
+    every = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    reasons = sorted(found.get("reasons", {}).items(), key=lambda r: -r[1])
+    every[key] = {
+        "status": found["status"],
+        "text": found["text"],
+        "how": found.get("how", []),
+        "reasons": dict(reasons[:3]),
+    }
+    write_atomic(file, (json.dumps(every, indent=1, sort_keys=True) + "\n").encode())
+
+
+TITLES = (
+    "architecture", "status", "groups (free)", "channels removed", "heads removed",
+    "widths removed", "MACs", "parameters", "capture, analysis, surgery, proof (s)",
+    "masked vs sliced", "protected", "why",
+)  # fmt: skip
+
+
+def table(log: RecordLog, family: str, texts: Mapping[str, Any] | None = None) -> list[str]:
+    """Markdown: one row for each architecture of a family that was measured."""
+    if texts is None:
+        texts = json.loads(TEXTS.read_text(encoding="utf-8")) if TEXTS.exists() else {}
+    rows: dict[str, dict[str, float]] = {}
+    for r in log:
+        if r.subject["cell"] == family:
+            rows.setdefault(r.subject["variant"], {})[r.metric] = r.value
+    lines = [f"| {' | '.join(TITLES)} |", f"|---|---|{'---:|' * (len(TITLES) - 3)}---|"]
+    for name in [a.name for a in architectures().values() if a.family == family and a.name in rows]:
+        lines.append(f"| {' | '.join(_row(name, rows[name], texts.get(f'{family}/{name}', {})))} |")
+    return lines
+
+
+def _row(name: str, v: Mapping[str, float], text: Mapping[str, Any]) -> Sequence[str]:
+    status = text.get("status", "ok" if v["correct"] else "not ok")
+    if v["groups"] != v["groups"]:
+        return [name, f"{status}: {text.get('text', '')}", *[""] * (len(TITLES) - 2)]
+    total = v["params"] or nan
+    return [
+        name,
+        status if status == "ok" else f"{status}: {text.get('text', '')}".replace("|", "/"),
+        f"{v['groups']:.0f} ({v['groups_free']:.0f})",
+        *(_percent(v[m]) for m in ("channels_removed", "heads_removed", "widths_removed")),
+        f"{human_count(v['macs'])} → {human_count(v['macs_after'])}",
+        f"{human_count(v['params'])} → {human_count(v['params_after'])}",
+        ", ".join(f"{v[m]:.2f}" for m in ("capture_s", "analysis_s", "surgery_s", "proof_s")),
+        f"{v['max_error']:.0e}",
+        _percent(v["params_protected"]),
+        "; ".join(f"{why} ({n / total:.0%})" for why, n in text.get("reasons", {}).items()),
+    ]
+
+
+def _percent(x: float) -> str:
+    return "" if x != x else f"{x:.0%}"

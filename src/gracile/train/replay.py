@@ -1,0 +1,169 @@
+"""Undo: a finished run's Plan on the original network without some of its edits.
+
+The idea is ours. What is exact, and what is not:
+
+- A `bits` edit undone: the weight is float again as it was before it was rounded; exact.
+- A `mask` edit undone: the values that lay under the mask; exact.
+- A `remove` edit undone: what is there in the run keeps its value, what comes back has the
+  original's. Exact if nothing was trained; otherwise the two were not trained together. What comes
+  back is masked and rounded like the rest of its tensor, with a scale of its own per channel.
+- Later edits take the same original channels (whole units) as before; this is proven as any cut is.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gracile.core.plan import Add, Bits, Mask, Plan, Remove
+from gracile.core.replan import Maps, pick, without
+from gracile.errors import UserError, VerificationError
+from gracile.graph.additions import cuts, units_of
+from gracile.graph.expand import merged
+from gracile.graph.surgery import verified_apply
+from gracile.graph.verify import Proof
+from gracile.quantize.affine import asymmetric_params, symmetric_params
+from gracile.train.finished import Finished, named_tensors, settled, value_edits
+
+
+@dataclass(frozen=True)
+class Undone:
+    """A run without some of its edits.
+
+    Attributes:
+        model: computes it, in eval mode.
+        plan: the edits that are left, numbered anew.
+        tensors: what the Plan's keys name.
+        dropped: the edits that were left out, as they stood.
+        proof: of the new cuts; None if no cut changed.
+        warnings: (code, text): where it is not exact.
+    """
+
+    model: nn.Module
+    plan: Plan
+    tensors: dict[str, Tensor]
+    dropped: list[Any]
+    proof: Proof | None
+    warnings: list[tuple[str, str]]
+
+
+def undo(run: Finished, steps: Sequence[str]) -> Undone:
+    """Replay a run's Plan without some edits.
+
+    Args:
+        run: see `open_run`.
+        steps: numbers, ids or recipe entries.
+
+    Raises:
+        UserError: no such edit, or float values that the run has lost.
+        VerificationError: what is left of the cuts would change what the network computes.
+    """
+    drop = {k for step in steps for k in pick(run.plan, step)}
+    dropped = [run.plan.edits[k] for k in sorted(drop)]
+    structural = any(isinstance(e, (Remove, Add)) for e in dropped)
+    original = run.original()
+    plan = without(run.plan, drop, units_of(original, run.example))
+    _check_masks(dropped, plan)
+
+    present = {name: _present(run, name, plan, dropped) for name in named_tensors(original)}
+    tensors = _keyed(run, plan)
+    proof, grown = None, []
+    if structural:
+        try:
+            cut, report = verified_apply(original, cuts(plan), examples=[run.example])
+        except UserError as error:
+            raise VerificationError(
+                f"without {', '.join(steps)} the other cuts make no valid network: {error} Leave "
+                "out the later steps on the same channels as well."
+            ) from error
+        proof, now, wanted = report.proof, run.plan.to_original(), plan.to_original()
+        for name, fresh in named_tensors(cut).items():
+            if fresh.shape == present[name].shape:
+                continue
+            lossy = value_edits(plan, name)
+            for e in lossy:
+                _grow_key(e, tensors, fresh, now, wanted)
+            present[name] = merged(name, fresh, wanted, present[name], now)
+            if lossy:
+                present[name] = settled(present[name], lossy, tensors)
+                grown.append(name)
+    model = run.quantized(run.build(plan, present), plan, tensors)
+    return Undone(model, plan, tensors, dropped, proof, _warnings(run, dropped, plan, grown))
+
+
+def _present(run: Finished, name: str, plan: Plan, dropped: Sequence[Any]) -> Tensor:
+    """A tensor in the run's structure, with the value edits that are left."""
+    if not value_edits(dropped, name):
+        return run.stored[name]
+    return settled(run.floats(name), value_edits(plan, name), run.stored)
+
+
+def _check_masks(dropped: Iterable[Any], plan: Plan) -> None:
+    left = {e.key: e for e in plan.of_kind("mask")}
+    for e in dropped:
+        if e.kind == "mask" and e.key in left:
+            raise UserError(
+                f"edit {e.id}: the masks of '{e.by}' and '{left[e.key].by}' on '{e.at}' are stored "
+                "as one, where both keep; undo both."
+            )
+
+
+def _keyed(run: Finished, plan: Plan) -> dict[str, Tensor]:
+    """What the keys of a Plan name, of the tensors a run stored."""
+    names = [e.key for e in plan.of_kind("mask")]
+    names += [f"{e.key}.{part}" for e in plan.of_kind("bits") for part in ("scale", "zero_point")]
+    return {name: run.stored[name] for name in names if name in run.stored}
+
+
+def _grow_key(
+    e: Mask | Bits, tensors: dict[str, Tensor], fresh: Tensor, now: Maps, wanted: Maps
+) -> None:
+    """Let a mask, or the scales of a grid, cover the restored places: kept, with a range of own."""
+    if isinstance(e, Mask):
+        everything = torch.ones(fresh.shape, dtype=torch.bool)
+        tensors[e.key] = merged(e.at, everything, wanted, tensors[e.key], now)
+    elif e.axis is not None:
+        rows = fresh.transpose(0, e.axis).flatten(1)
+        low, high = rows.amin(1), rows.amax(1)
+        new = (
+            symmetric_params(low, high, e.bits, e.signed, e.narrow)
+            if e.symmetric
+            else asymmetric_params(low, high, e.bits, e.signed)
+        )
+        axis = e.at, e.axis
+        here, target = (
+            {(e.at, 0): maps[axis]} if axis in maps else Maps() for maps in (now, wanted)
+        )
+        for part, values in zip(("scale", "zero_point"), new, strict=True):
+            key = f"{e.key}.{part}"
+            tensors[key] = merged(e.at, values, target, tensors[key], here)
+
+
+def _warnings(
+    run: Finished, dropped: Sequence[Any], plan: Plan, grown: Collection[str]
+) -> list[tuple[str, str]]:
+    out = []
+    if any(isinstance(e, Remove) for e in dropped):
+        if run.trained and run.pretrained:
+            out.append(
+                ("mixed", "what comes back has its original values, which were not trained with "
+                 "the rest; train a little before judging it.")
+            )  # fmt: skip
+        elif run.trained:
+            out.append(
+                ("random", "the run began from random weights: what comes back has its initial "
+                 "values and is worth nothing before it is trained.")
+            )  # fmt: skip
+        if any(e.role in ("input", "output") for e in plan.of_kind("bits")):
+            out.append(
+                ("ranges", "the ranges of the activations were seen on the smaller network and "
+                 "may clip what comes back; quantize again.")
+            )  # fmt: skip
+    if grown:
+        out.append(
+            ("rounded", f"what comes back in {len(grown)} tensor(s), '{next(iter(grown))}' the "
+             "first, is masked and rounded like the rest of them.")
+        )  # fmt: skip
+    return out

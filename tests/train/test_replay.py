@@ -1,0 +1,250 @@
+"""Undo and bisect: what is exact is exact, what is lost is refused, the first harm is found."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from replay_case import TRAINED, UNTRAINED, Made, make
+
+from gracile.core.plan import Plan, Remove
+from gracile.core.result import Result
+from gracile.errors import UserError
+from gracile.train.bisect import bisect, first_exceeding
+from gracile.train.checkpoint import load_model, save_model
+from gracile.train.finished import Finished, open_run
+from gracile.train.replay import undo
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Made:
+    return make(tmp_path_factory.mktemp("trained"), TRAINED)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Made:
+    return make(tmp_path_factory.mktemp("untrained"), UNTRAINED)
+
+
+@pytest.fixture(scope="module")
+def random_start(tmp_path_factory) -> Made:
+    return make(tmp_path_factory.mktemp("random"), TRAINED, weights=False)
+
+
+def loaded(run: Finished):
+    return load_model(run.folder, run.example, factory=run.at.fresh).model
+
+
+def weights_of(model) -> dict:
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("_quantizers")}
+
+
+def step(plan: Plan, kind: str, at: str) -> str:
+    """Id of the first edit of a kind on a tensor."""
+    return next(
+        e.id for e in plan.of_kind(kind) if (e.group[0].at if kind == "remove" else e.at) == at
+    )
+
+
+def copied(made: Made, to) -> Made:
+    shutil.copytree(made.folder, to / "run")
+    return Made(to / "run", made.weights)
+
+
+# ------------------------------------------------------------------ undo
+
+
+def test_without_all_steps_an_untrained_run_is_the_original(untrained):
+    run = untrained.open()
+    done = undo(run, [e.id for e in run.plan])
+    assert len(done.plan) == 0
+    assert done.tensors == {}
+    assert done.warnings == []
+    original = run.original()
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, done.model.state_dict()[name])
+    assert torch.equal(done.model(run.example), original(run.example))
+
+
+def test_without_quantization_the_float_weights_are_those_that_training_ended_with(trained):
+    run = trained.open()
+    done = undo(run, ["int8"])
+    assert {e.kind for e in done.plan} == {"remove", "mask"}
+    assert done.proof is None
+    for e in run.plan.of_kind("bits"):
+        if e.role == "weight":
+            value, grid = done.model.get_parameter(e.at), run.stored[f"{e.key}.scale"]
+            stored = run.stored[e.at]
+            assert not torch.equal(value, stored)
+            error = (value - stored).abs().amax(tuple(range(1, value.ndim)))
+            assert bool((error <= 0.5001 * grid).all())  # half a step of its channel
+    assert done.model.head.weight.eq(0).float().mean() == 0.5  # still masked
+
+
+def test_without_its_mask_a_weight_is_whole_and_still_on_its_grid(trained):
+    run = trained.open()
+    done = undo(run, [step(run.plan, "mask", "head.weight")])
+    value, stored = done.model.get_parameter("head.weight"), run.stored["head.weight"]
+    keep = run.stored["head.weight.mask"]
+    assert torch.equal(value[keep], stored[keep])
+    assert bool((value[~keep] != 0).any())
+    scale = run.stored["head.weight.weight.scale"][:, None]
+    assert torch.equal((value / scale).round() * scale, value)
+
+
+@pytest.mark.parametrize("at", ["stem.weight", "inner.weight"])
+def test_without_a_cut_its_channels_have_the_original_values(trained, at):
+    run = trained.open()
+    done = undo(run, ["int8", "few", step(run.plan, "remove", at)])
+    floats = undo(run, ["int8", "few"])
+    removed = next(e for e in run.plan.of_kind("remove") if e.group[0].at == at)
+    kept = list(removed.group[0].keep)
+    back = [i for i in range(8) if i not in kept]
+    assert done.proof.max_error < 1e-10
+    other = run.plan.to_original()["stem.weight", 0] if at == "inner.weight" else [0, 1, 2]
+    new, old = done.model.get_parameter(at), floats.model.get_parameter(at)
+    assert torch.equal(new[kept], old)
+    assert torch.equal(new[back], run.original().get_parameter(at)[back][:, other])
+    assert [c for c, _ in done.warnings] == ["mixed"]
+
+
+def test_what_comes_back_is_rounded_with_a_scale_of_its_own(trained):
+    run = trained.open()
+    done = undo(run, ["thin"])
+    kept = run.plan.to_original()["stem.weight", 0]
+    scale, value = done.tensors["stem.weight.weight.scale"], done.model.get_parameter("stem.weight")
+    assert torch.equal(scale[kept], run.stored["stem.weight.weight.scale"])
+    assert torch.equal(value[kept], run.stored["stem.weight"])
+    original = run.original().get_parameter("stem.weight")
+    error = (value - original).abs().amax((1, 2, 3))
+    back = [i for i in range(8) if i not in kept]
+    assert bool((error[back] <= 0.5001 * scale[back]).all())
+    assert done.tensors["head.weight.mask"].shape == (10, 8)
+    assert [c for c, _ in done.warnings] == ["mixed", "ranges", "rounded"]
+
+
+def test_an_undone_run_is_loaded_like_any_model(trained, tmp_path):
+    run = trained.open()
+    done = undo(run, ["thin"])
+    save_model(tmp_path, Result(done.model, done.plan, tensors=done.tensors))
+    again = load_model(tmp_path, run.example, factory=run.at.fresh).model
+    assert torch.equal(again(run.example), done.model(run.example))
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "model.json", "plan.json"}
+
+
+def test_a_run_from_random_weights_says_what_its_channels_are_worth(random_start):
+    done = undo(random_start.open(), ["thin", "int8", "few"])
+    assert [c for c, _ in done.warnings] == ["random"]
+
+
+def test_lost_float_values_are_refused(trained, tmp_path):
+    made = copied(trained, tmp_path)
+    (made.folder / "state" / "session.safetensors").unlink()
+    with pytest.raises(UserError, match=r"float values of '\w+\.weight' are lost.*Run the recipe"):
+        undo(made.open(), ["int8"])
+    assert undo(made.open(), ["thin"]).plan.of_kind("remove") == []  # needs none of them
+
+
+# ------------------------------------------------------------------ opening
+
+
+def test_the_weights_file_is_needed_and_checked(trained, random_start, tmp_path):
+    with pytest.raises(UserError, match=r"began from a weights file \(sha256 .*--weights FILE"):
+        open_run(trained.folder)
+    with pytest.raises(UserError, match="began from none; leave it out"):
+        open_run(random_start.folder, trained.weights)
+    with pytest.raises(UserError, match=r"other\.safetensors: no such file"):
+        open_run(trained.folder, tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(trained.weights.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"sha256 .*; name the file it began from"):
+        open_run(trained.folder, tmp_path / "other.safetensors")
+
+
+def test_a_run_whose_inputs_changed_is_refused(trained, tmp_path):
+    made = copied(trained, tmp_path)
+    path = made.folder / "state" / "run.json"
+    begun = json.loads(path.read_text())
+    for key, text in [("model_code", "the file of its model"), ("data_sha", "its data")]:
+        other = {**begun, "identity": {**begun["identity"], key: "0"}}
+        path.write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"{text} changed since the run"):
+            made.open()
+    (made.folder / "result.json").unlink()
+    with pytest.raises(UserError, match="not a finished run"):
+        made.open()
+
+
+# ------------------------------------------------------------------ bisect
+
+
+@given(drops=st.lists(st.floats(-5, 5), min_size=1, max_size=12), limit=st.floats(-2, 6))
+def test_the_first_exceeding_is_found_where_drops_grow(drops, limit):
+    drops = sorted(drops)
+    got = first_exceeding(drops.__getitem__, range(len(drops)), limit)
+    wanted = next((k for k, d in enumerate(drops) if d > limit + 1e-9), None)
+    assert got == wanted
+
+
+def test_the_search_asks_seldom_and_goes_one_by_one_where_drops_fall():
+    asked = []
+
+    def ask(drops):
+        asked.clear()
+        return lambda k: asked.append(k) or drops[k]
+
+    assert first_exceeding(ask([0] * 40 + [9] * 24), range(64), 1) == 40
+    assert len(asked) == 7
+    # the search alone would say 5; it sees a fall from there to the last
+    assert first_exceeding(ask([0, 9, 0, -1, 0, 9, 9, 8]), range(8), 1) == 1
+    assert first_exceeding(ask([0, 9, 0]), range(3), 1) is None
+    assert first_exceeding(ask([0, 9, 0]), range(3), 1, every=True) == 1
+
+
+def test_the_ends_are_the_original_and_the_run_exactly(trained):
+    run = trained.open()
+    found = bisect(run, "loss", 1e9, every=True, say=lambda text: None)
+    assert found.step is None
+    assert found.points == len(found.rows) == len(run.plan) + 2
+    kinds = [r["kind"] for r in found.rows]
+    cut = len(run.plan.of_kind("remove"))
+    assert kinds[: cut + 2] == ["original", *["remove"] * cut, "trained"]
+    assert found.base == found.rows[0]["loss"] == run.score(run.original()).loss
+    assert found.rows[-1]["loss"] == run.score(loaded(run)).loss
+
+
+def test_an_untrained_run_is_one_stretch_that_ends_exactly(untrained):
+    run = untrained.open()
+    found = bisect(run, "loss", 1e9, every=True, say=lambda text: None)
+    assert [r["step"] for r in found.rows] == [None, *range(len(run.plan))]
+    assert found.rows[-1]["loss"] == run.score(loaded(run)).loss
+
+
+def test_the_harmful_edit_is_named(untrained, tmp_path):
+    made = copied(untrained, tmp_path)
+    plan = Plan.load(made.folder / "plan.json")
+    said = []
+    every = bisect(made.open(), "loss", 1e9, every=True, say=said.append)
+    steps = [r for r in every.rows if r["step"] is not None]
+    worst = max(steps, key=lambda r: r["drop"])
+    limit = worst["drop"] - 1e-6
+    first = next(r for r in steps if r["drop"] > limit)
+    found = bisect(made.open(), "loss", limit, every=True, say=said.append)
+    assert found.step == first
+    assert found.step["id"] == plan.edits[first["step"]].id
+    assert len(said) == 2 * (len(plan) + 1)
+
+
+def test_cuts_of_a_random_network_are_not_judged(random_start):
+    run = random_start.open()
+    found = bisect(run, "top1", 100, say=lambda text: None)
+    assert [c for c, _ in found.warnings] == ["not-judged"]
+    assert found.rows[0]["kind"] == "trained"
+    assert found.rows[0]["drop"] == 0
+    assert not any(isinstance(run.plan.edits[r["step"]], Remove) for r in found.rows[1:])
+
+
+def test_an_unknown_metric_is_refused(untrained):
+    with pytest.raises(UserError, match="one of top1, top5, loss, got 'f1'"):
+        bisect(untrained.open(), "f1", 1, say=lambda text: None)
