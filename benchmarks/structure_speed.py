@@ -18,6 +18,7 @@ from benchmarks.cell import Cell, Values, once, template
 from gracile.errors import MissingExtra
 from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
+from gracile.graph.graph import Graph
 from gracile.graph.surgery import apply, remove_edits, verified_apply
 
 NAME = "structure_speed"
@@ -112,16 +113,18 @@ def by_torch_pruning(model: nn.Module, example: Tensor) -> nn.Module:
 
 def by_gracile(model: nn.Module, example: Tensor) -> nn.Module:
     """Capture, groups, random halves, cut."""
-    return apply(model, _halves(model, example), example=example)
+    graph = capture(model, example)
+    return apply(model, _halves(model, graph), example=example, graph=graph)
 
 
 def by_gracile_verified(model: nn.Module, example: Tensor) -> nn.Module:
     """The same with the proof."""
-    return verified_apply(model, _halves(model, example), examples=[example])[0]
+    graph = capture(model, example)
+    return verified_apply(model, _halves(model, graph), examples=[example], graph=graph)[0]
 
 
-def _halves(model: nn.Module, example: Tensor) -> list:
-    groups = channel_groups(model, capture(model, example))
+def _halves(model: nn.Module, graph: Graph) -> list:
+    groups = channel_groups(model, graph)
     rng = random.Random(0)
     gone = {}
     for g in groups:
