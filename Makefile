@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RESULTS ?= results
+ZOO    := .venv-zoo
+ZOO_STAMP := $(ZOO)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test quick check bench bench-full docs clean
+.PHONY: demo test quick check bench bench-full bench-structure docs clean
 
 demo: $(STAMP)
 	$(BIN)/gracile demo --out runs/demo $(if $(wildcard runs/demo/compressed/state/run.json),--resume,)
@@ -28,6 +30,11 @@ bench: $(STAMP)
 bench-full: $(STAMP)
 	$(BIN)/python -m benchmarks.run --tier full --results $(RESULTS)
 
+# torchvision beside CPU torch breaks packages that import it, so these have an environment of their own.
+bench-structure: $(ZOO_STAMP)
+	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure --results $(RESULTS)
+	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure_speed --results $(RESULTS)
+
 docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -38,5 +45,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
 	touch $(STAMP)
 
+$(ZOO_STAMP): pyproject.toml constraints.txt
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]' \
+		torchvision timm transformers torch-pruning
+	touch $(ZOO_STAMP)
+
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ZOO) runs site .pytest_cache .mypy_cache .ruff_cache

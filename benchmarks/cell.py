@@ -8,8 +8,9 @@ measured again, and a run that was killed goes on with the cell it was in.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from gracile.core.record import Record, RecordLog
 from gracile.core.state import environment
 
 ROUNDS = 9
+version = lru_cache(metadata.version)  # reading it anew for each Record takes seconds
+conditions = lru_cache(lambda: (cpu_name(), environment()))
 Key = tuple[str, str]  # (metric, variant)
 Values = Mapping[Key, Mapping[str, Any]]
 
@@ -40,6 +43,7 @@ class Cell:
         tier: "smoke" or "full".
         records: what it will measure, values nan.
         measure: does it; returns (metric, variant) -> value fields, one for each of `records`.
+        notes: what `measure` has to say beyond numbers; stored beside the Records.
     """
 
     benchmark: str
@@ -47,6 +51,7 @@ class Cell:
     tier: str
     records: tuple[Record, ...]
     measure: Callable[[], Values]
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def done(self, log: RecordLog) -> bool:
         """Whether every Record is in the log."""
@@ -79,13 +84,13 @@ def template(
     if runtime != "pytorch":
         versions["onnx"] = version("onnx")
         versions[runtime] = version(runtime)
-    known = environment()
+    cpu, known = conditions()
     return Record(
         metric,
         math.nan,
         unit,
         subject={"benchmark": benchmark, "cell": cell, "variant": variant},
-        device=f"{cpu_name()} ({known['cpu']})",
+        device=f"{cpu} ({known['cpu']})",
         **{
             "runtime": runtime,
             "runtime_version": version("torch" if runtime == "pytorch" else runtime),

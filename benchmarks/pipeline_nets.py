@@ -103,9 +103,7 @@ class UNet(nn.Module):
     def __init__(self, classes: int = 8, width: int = 16, depth: int = 3):
         super().__init__()
         widths = [width * 2**k for k in range(depth + 1)]
-        self.down = nn.ModuleList(
-            [_Double(3, width), *(_Double(a, 2 * a) for a in widths[:-1])]
-        )
+        self.down = nn.ModuleList([_Double(3, width), *(_Double(a, 2 * a) for a in widths[:-1])])
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList([nn.ConvTranspose2d(2 * a, a, 2, 2) for a in widths[-2::-1]])
         self.merge = nn.ModuleList([_Double(2 * a, a) for a in widths[-2::-1]])

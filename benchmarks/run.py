@@ -1,33 +1,64 @@
 """Run the benchmarks: `python -m benchmarks.run --tier smoke|full [--only NAME] [--results DIR]`.
 
 Cells whose Records are there, from these versions on this device, are skipped; `--again` measures
-them anew. Only one benchmark runs on a machine at a time: others wait for the slot.
+them anew. Only one benchmark runs on a machine at a time: others wait for the slot. A benchmark
+whose packages are not installed is skipped and said so; with `--only` that is an error.
 """
 
 import argparse
 import fcntl
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads ruin timings
 
-from benchmarks import capture, fakequant, hints, runtimes, session_overhead, sparsity, widths
+from benchmarks import (
+    capture,
+    fakequant,
+    hints,
+    runtimes,
+    session_overhead,
+    sparsity,
+    structure,
+    structure_speed,
+    widths,
+)
 from benchmarks.cell import Cell
 from gracile.core.record import RecordLog
+from gracile.core.state import write_atomic
+from gracile.errors import UserError
 
-BENCHMARKS = {
-    m.NAME: m for m in (runtimes, widths, sparsity, hints, fakequant, capture, session_overhead)
+BENCHMARKS: dict[str, Any] = {
+    m.NAME: m
+    for m in (
+        runtimes,
+        widths,
+        sparsity,
+        hints,
+        fakequant,
+        capture,
+        session_overhead,
+        structure,
+        structure_speed,
+    )
 }
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is missing; returns how many cells were measured."""
+    """Measure what is missing; returns how many cells were measured.
+
+    Raises:
+        UserError: the benchmark named by `--only` needs packages that are not installed.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--tier", choices=("smoke", "full"), default="smoke")
     parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one benchmark")
@@ -37,10 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = 0
     with measuring_slot():
         for name in [args.only] if args.only else BENCHMARKS:
+            if packages := missing(name):
+                text = f"{name}: needs {', '.join(packages)}: make bench-structure"
+                if args.only:
+                    raise UserError(text)
+                say(f"{text}; skipped")
+                continue
             log = RecordLog(args.results / f"{name}.jsonl")
             for cell in chosen(name, args.tier):
                 measured += run_cell(cell, log, again=args.again)
     return measured
+
+
+def missing(name: str) -> list[str]:
+    """Packages a benchmark needs and this environment has not."""
+    needs = getattr(BENCHMARKS[name], "NEEDS", {})
+    return [package for module, package in needs.items() if find_spec(module) is None]
 
 
 def chosen(name: str, tier: str) -> Iterator[Cell]:
@@ -57,9 +100,29 @@ def run_cell(cell: Cell, log: RecordLog, *, again: bool = False) -> bool:
         say(f"{label}: there")
         return False
     start = perf_counter()
-    log.add(*cell.run())
+    records = cell.run()
+    if cell.notes:
+        keep_notes(notes_file(log.path), cell)
+    log.add(*records)
     say(f"{label}: measured in {perf_counter() - start:.1f} s")
     return True
+
+
+def notes_file(results: Path) -> Path:
+    """Where the notes stand that belong to a file of Records."""
+    return results.with_suffix(".texts.json")
+
+
+def notes(file: Path) -> dict[str, Any]:
+    """Cell -> what it had to say beyond numbers."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
+
+
+def keep_notes(file: Path, cell: Cell) -> None:
+    """Store the notes of a cell."""
+    every = {**notes(file), cell.name: cell.notes}
+    write_atomic(file, (json.dumps(every, indent=1, sort_keys=True) + "\n").encode())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Random weights, batches of two small inputs. Each architecture is pruned in a process of its own
 with limits of time and memory, so that one that hangs is a row. `heads` are whole attention heads
 or groups of a grouped convolution, `widths` the channels within each; where both could go, only
-heads are removed here. What is protected, and why, is in results/structure.texts.json.
+heads are removed here. An error is relative to the magnitude of the output, in float64.
 """
 
 import json
@@ -11,24 +11,28 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cell import Cell, Values, once, template
+from benchmarks.cell import Cell, Values, once, template, version
 from benchmarks.structure_zoo import Architecture, architectures
-from gracile.core.record import Record, RecordLog
-from gracile.core.state import write_atomic
-from gracile.errors import MissingExtra
+from gracile.core.record import Record
+from gracile.errors import UserError
 from gracile.units import human_count
 
 NAME = "structure"
 SECONDS = 1200
 ROOT = Path(__file__).parents[1]
-TEXTS = ROOT / "results" / "structure.texts.json"
+NEEDS: Mapping[str, str] = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "transformers": "transformers",
+}
 METRICS: Mapping[str, str] = {
     "correct": "flag",
     "groups": "count",
@@ -53,7 +57,9 @@ def cells() -> Iterator[Cell]:
     """One cell an architecture."""
     for key, arch in architectures().items():
         records = tuple(_record(arch, metric, unit) for metric, unit in METRICS.items())
-        yield Cell(NAME, key, arch.tier, records, lambda a=arch, k=key: measure(a, k))
+        notes: dict[str, Any] = {}
+        run = partial(measure, arch, key, notes)
+        yield Cell(NAME, key, arch.tier, records, run, notes)
 
 
 def _record(arch: Architecture, metric: str, unit: str) -> Record:
@@ -68,19 +74,18 @@ def _version(package: str) -> dict[str, str]:
         return {}
 
 
-def measure(arch: Architecture, key: str) -> Values:
-    """Prune it in a process of its own.
+def measure(arch: Architecture, key: str, notes: dict[str, Any]) -> Values:
+    """Prune it in a process of its own; what it says beyond numbers goes into `notes`.
 
     Raises:
-        MissingExtra: the package it comes from is not installed.
+        UserError: the package it comes from is not installed.
     """
     if find_spec(arch.package) is None:
-        raise MissingExtra(
-            f"the structure benchmark of {key} needs {arch.package}: pip install "
-            "torchvision timm transformers torch-pruning"
+        raise UserError(
+            f"the structure benchmark of {key} needs {arch.package}: make bench-structure"
         )
     found = run_apart(key)
-    keep_texts(key, found)
+    notes.update(texts_of(found))
     return {(metric, arch.name): once(value) for metric, value in values_of(found).items()}
 
 
@@ -124,17 +129,15 @@ def share(part: float, whole: float) -> float:
     return part / whole if whole else nan
 
 
-def keep_texts(key: str, found: Mapping[str, Any], file: Path = TEXTS) -> None:
+def texts_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Status, how it was captured and the three commonest reasons: Records hold only numbers."""
-    every = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     reasons = sorted(found.get("reasons", {}).items(), key=lambda r: -r[1])
-    every[key] = {
+    return {
         "status": found["status"],
         "text": found["text"],
         "how": found.get("how", []),
         "reasons": dict(reasons[:3]),
     }
-    write_atomic(file, (json.dumps(every, indent=1, sort_keys=True) + "\n").encode())
 
 
 TITLES = (
@@ -144,17 +147,20 @@ TITLES = (
 )  # fmt: skip
 
 
-def table(log: RecordLog, family: str, texts: Mapping[str, Any] | None = None) -> list[str]:
-    """Markdown: one row for each architecture of a family that was measured."""
-    if texts is None:
-        texts = json.loads(TEXTS.read_text(encoding="utf-8")) if TEXTS.exists() else {}
-    rows: dict[str, dict[str, float]] = {}
-    for r in log:
-        if r.subject["cell"] == family:
-            rows.setdefault(r.subject["variant"], {})[r.metric] = r.value
+def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
+    """Markdown: one row for each architecture of a family.
+
+    Args:
+        records: of one family.
+        texts: `family/name` -> what `texts_of` said.
+    """
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for r in records:
+        rows.setdefault((r.subject["cell"], r.subject["variant"]), {})[r.metric] = r.value
     lines = [f"| {' | '.join(TITLES)} |", f"|---|---|{'---:|' * (len(TITLES) - 3)}---|"]
-    for name in [a.name for a in architectures().values() if a.family == family and a.name in rows]:
-        lines.append(f"| {' | '.join(_row(name, rows[name], texts.get(f'{family}/{name}', {})))} |")
+    for key, arch in architectures().items():
+        if (row := rows.get((arch.family, arch.name))) is not None:
+            lines.append(f"| {' | '.join(_row(arch.name, row, texts.get(key, {})))} |")
     return lines
 
 

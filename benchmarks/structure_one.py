@@ -10,7 +10,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -20,77 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from benchmarks.structure_outcome import Outcome, count, count_protected
 from benchmarks.structure_zoo import Example, architectures
 from gracile.analyze.cost import totals
 from gracile.errors import GracileError
 from gracile.graph.capture import capture
-from gracile.graph.dependency import ChannelGroup, channel_groups
+from gracile.graph.dependency import ChannelGroup, channel_groups, follow
+from gracile.graph.graph import Graph
 from gracile.graph.oprule import rule_of_op
 from gracile.graph.surgery import apply, remove_edits, verified_apply
 
 MEMORY = 20 * 2**30  # of addresses, bytes
 SHARE = 0.5
-OUTPUT = "output of the model"
 ALLOWED = 1e-6  # of the output's magnitude, in float64: only the order of sums differs
-
-
-@dataclass
-class Outcome:
-    """What came out for one part, or summed over all parts of an architecture.
-
-    Attributes:
-        status: ok; refused (the proof did not hold, nothing was cut); wrong (proven, and yet it
-            computes something else than zeros do); or an error.
-        reasons: why parameters cannot be cut -> how many, in elements.
-        written, written_gone: channels that weights make (outputs of the model left out).
-        heads, heads_gone: units of `outer` groups; widths: of `inner` ones.
-        max_error: largest difference of masked and sliced model, as a share of the magnitude.
-    """
-
-    status: str = "ok"
-    text: str = ""
-    how: list[str] = field(default_factory=list)
-    groups: int = 0
-    free: int = 0
-    written: int = 0
-    written_gone: int = 0
-    heads: int = 0
-    heads_gone: int = 0
-    widths: int = 0
-    widths_gone: int = 0
-    macs: int = 0
-    macs_after: int = 0
-    params: int = 0
-    params_after: int = 0
-    protected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    capture_s: float = 0.0
-    analysis_s: float = 0.0
-    surgery_s: float = 0.0
-    proof_s: float = 0.0
-    max_error: float = 0.0
-
-    def protect(self, why: str, params: int) -> None:
-        """Count parameters that cannot be cut."""
-        self.reasons[why] = self.reasons.get(why, 0) + params
-
-    def add(self, other: "Outcome", part: str) -> None:
-        """Sum up; the worst status and the largest error stay."""
-        if other.status != "ok":
-            self.status, self.text = other.status, f"{part}: {other.text}"
-        self.max_error = max(self.max_error, other.max_error)
-        self.how += other.how
-        for why, n in other.reasons.items():
-            self.protect(why, n)
-        for name in SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-SUMMED = (
-    "groups", "free", "written", "written_gone", "heads", "heads_gone", "widths", "widths_gone",
-    "macs", "macs_after", "params", "params_after", "protected", "capture_s", "analysis_s",
-    "surgery_s", "proof_s",
-)  # fmt: skip
 
 
 def main(name: str, file: Path) -> None:
@@ -131,12 +73,11 @@ def prune(model: nn.Module, example: Example) -> Outcome:
         out.analysis_s = perf_counter() - start
         out.macs = out.macs_after = totals(model, graph).macs
         gone = chosen(groups)
-        _count(out, model, groups, gone)
+        count(out, groups, gone)
+        count_protected(out, model, graph, groups)
         if not gone:
             return out
-        statistics = any(rule_of_op(node.op).statistic for node in graph)
-        del graph
-        _cut(out, model, example, groups, gone, statistics)
+        _cut(out, model, graph, example, groups, gone)
     except GracileError as e:
         out.status, out.text = "refused", str(e)
     except MemoryError as e:
@@ -155,67 +96,32 @@ def chosen(groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
         if g.kind == "inner" and any(free[o].kind == "outer" for o in g.overlaps if o in free):
             continue
         n = len(g.units)
-        if units := g.removable(rng.sample(range(n), max(1, int(SHARE * n)))):
+        if units := g.removable(rng.sample(range(n), max(1, round(SHARE * n)))):
             gone[g.id] = units
     return gone
-
-
-def _count(
-    out: Outcome, model: nn.Module, groups: Sequence[ChannelGroup], gone: dict[str, list[int]]
-) -> None:
-    out.groups, out.free = len(groups), sum(g.protected is None for g in groups)
-    axes: dict[tuple[str, int], set[int]] = {}
-    outputs: set[tuple[str, int]] = set()
-    for g in groups:
-        units = gone.get(g.id, [])
-        if g.kind == "outer":
-            out.heads, out.heads_gone = out.heads + len(g.units), out.heads_gone + len(units)
-        elif g.kind == "inner":
-            out.widths, out.widths_gone = out.widths + len(g.units), out.widths_gone + len(units)
-        for axis in g.writes.items():
-            axes.setdefault(axis, set()).update(
-                i for u in units for s in g.units[u] if (s.at, s.dim) == axis for i in s.index
-            )
-            if OUTPUT in (g.protected or ""):
-                outputs.add(axis)
-    sizes = {axis: size for g in groups for axis, size in g.sizes.items()}
-    out.written = sum(sizes[axis] for axis in axes if axis not in outputs)
-    out.written_gone = sum(len(lost) for axis, lost in axes.items() if axis not in outputs)
-    _count_protected(out, model, groups)
-
-
-def _count_protected(out: Outcome, model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
-    """Parameters of which no dim can be cut, by reason."""
-    free = {s.at for g in groups if g.protected is None for unit in g.units for s in unit}
-    reasons: dict[str, str] = {}
-    for g in groups:
-        if g.protected is not None:
-            for at, _ in g.sizes:
-                reasons.setdefault(at, g.protected.split(" ('")[0])
-    for name, p in model.named_parameters():
-        if name not in free:
-            out.protected += p.numel()
-            out.protect(reasons.get(name, "in no group of channels"), p.numel())
 
 
 def _cut(
     out: Outcome,
     model: nn.Module,
+    graph: Graph,
     example: Example,
     groups: Sequence[ChannelGroup],
     gone: dict[str, list[int]],
-    statistics: bool,
 ) -> None:
     edits = remove_edits(groups, gone, by="half")
     twin = copy.deepcopy(model)
+    seen = capture(twin, example)
+    follow(twin, seen)
     start = perf_counter()
-    apply(twin, edits, example=example)
+    apply(twin, edits, example=example, graph=seen)
     out.surgery_s = perf_counter() - start
-    del twin
+    del twin, seen
     original = copy.deepcopy(model)
     start = perf_counter()
-    smaller, report = verified_apply(model, edits, examples=[example])
-    out.proof_s = perf_counter() - start - out.surgery_s
+    smaller, report = verified_apply(model, edits, examples=[example], graph=graph)
+    out.proof_s = max(0.0, perf_counter() - start - out.surgery_s)
+    statistics = any(rule_of_op(node.op).statistic for node in graph)
     out.max_error = report.proof.max_error if report.proof is not None else 0.0
     out.params_after = report.params_after
     out.macs_after = totals(smaller, capture(smaller, example)).macs

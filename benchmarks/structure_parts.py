@@ -21,35 +21,35 @@ class OfTwo(nn.Module):
         return self.head([a, b])
 
 
-class OfSix(nn.Module):
-    """A head with layers of their own for each of six feature maps."""
+class Dense(nn.Module):
+    """A detector without regions up to what its heads say about each place."""
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
-        self.head = head
+        self.backbone, self.head = backbone, head
 
-    def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> object:
-        """Whatever the head makes of the list."""
-        return self.head([a, b, c, d, e, f])
+    def forward(self, images: Tensor) -> object:
+        """(N, 3, H, W) -> the head's outputs by name."""
+        return self.head(list(self.backbone(images).values()))
 
 
 def detector(model: nn.Module, images: Example) -> Parts:
-    """Backbone with its neck, and each head; post-processing is left out.
+    """Backbone, neck and heads, without post-processing.
 
-    Feature maps for the heads are those of the backbone; regions are random.
+    One part where the heads read the feature maps; where they read regions of them, a part for the
+    backbone with its neck and one for each head, on feature maps of the backbone and on random
+    regions. What goes from part to part is then an output and an input, and stays.
     """
     backbone = model.backbone
+    if not hasattr(model, "rpn"):
+        return [("model", Dense(backbone, model.head), images)]
     with torch.no_grad():
         maps = list(backbone.eval()(*images).values())
-    parts: Parts = [("backbone", backbone, images)]
-    if hasattr(model, "rpn"):
-        parts.append(("rpn.head", OfTwo(model.rpn.head), tuple(maps[:2])))
-        parts += _regions(model.roi_heads, maps[0].shape[1])
-    elif len(maps) == 6:
-        parts.append(("head", OfSix(model.head), tuple(maps)))
-    else:
-        parts.append(("head", OfTwo(model.head), tuple(maps[:2])))
-    return parts
+    return [
+        ("backbone", backbone, images),
+        ("rpn.head", OfTwo(model.rpn.head), tuple(maps[:2])),
+        *_regions(model.roi_heads, maps[0].shape[1]),
+    ]
 
 
 def _regions(heads: nn.Module, channels: int) -> Parts:

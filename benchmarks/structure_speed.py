@@ -6,7 +6,7 @@ with each tool in turn; copies are made outside the time.
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from statistics import median
 from time import perf_counter
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cell import Cell, Values, once, template
-from gracile.errors import MissingExtra
+from gracile.errors import UserError
 from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
 from gracile.graph.graph import Graph
@@ -26,6 +26,7 @@ NETWORK = "resnet50"
 SHAPE = (1, 3, 224, 224)
 ROUNDS = 5
 PEER = "torch-pruning"
+NEEDS: Mapping[str, str] = {"torchvision": "torchvision", "torch_pruning": PEER}
 PLAIN, VERIFIED = "gracile", "gracile, verified"
 VARIANTS = (PEER, PLAIN, VERIFIED)
 
@@ -49,11 +50,11 @@ def measure() -> Values:
     """Five interleaved rounds after one that is thrown away, on one thread.
 
     Raises:
-        MissingExtra: torchvision or torch-pruning is not installed.
+        UserError: torchvision or torch-pruning is not installed.
     """
-    for module, package in (("torchvision", "torchvision"), ("torch_pruning", PEER)):
+    for module, package in NEEDS.items():
         if find_spec(module) is None:
-            raise MissingExtra(f"{NAME} needs {package}: pip install {package}")
+            raise UserError(f"{NAME} needs {package}: make bench-structure")
     from benchmarks.torchvision_shim import torchvision
 
     torch.manual_seed(0)
@@ -113,7 +114,7 @@ def by_torch_pruning(model: nn.Module, example: Tensor) -> nn.Module:
 
 def by_gracile(model: nn.Module, example: Tensor) -> nn.Module:
     """Capture, groups, random halves, cut."""
-    graph = capture(model, example)
+    graph = capture(model, example, check=False)
     return apply(model, _halves(model, graph), example=example, graph=graph)
 
 

@@ -7,8 +7,9 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks.run import BENCHMARKS, RESULTS
+from benchmarks.run import BENCHMARKS, RESULTS, notes, notes_file
 from gracile.core.record import Record, RecordLog
 from gracile.core.state import write_atomic
 from gracile.units import human_bytes, human_count
@@ -42,21 +43,31 @@ def page(results: Path) -> str:
     for name, module in BENCHMARKS.items():
         log = RecordLog(results / f"{name}.jsonl")
         if len(log):
-            parts.append(section(name, (module.__doc__ or "").strip(), list(log)))
+            texts = notes(notes_file(log.path))
+            parts.append(section(name, (module.__doc__ or "").strip(), list(log), texts))
     return "\n".join(parts) if len(parts) > 1 else INTRO + EMPTY
 
 
-def section(name: str, what: str, records: Sequence[Record]) -> str:
+def section(
+    name: str, what: str, records: Sequence[Record], texts: Mapping[str, Any] | None = None
+) -> str:
     """One benchmark: a table for each cell and device; of several versions, the newest."""
     out = [f"## {name}", "", what, ""]
     newest: dict[tuple[str, str], list[Record]] = {}
     for (cell, device, _), group in sorted(groups(records).items(), key=lambda g: _age(g[1])):
         newest.setdefault((cell, device), group)
-    places = [c.name for c in BENCHMARKS[name].cells()]
+    places = [r.subject["cell"] for c in BENCHMARKS[name].cells() for r in c.records]
     for cell, device in sorted(newest, key=lambda g: (_place(places, g[0]), g)):
         group = newest[cell, device]
-        out += [f"### {cell}", "", *table(group), "", caption(group), ""]
+        out += [f"### {cell}", "", *table_of(name, group, texts or {}), "", caption(group), ""]
     return "\n".join(out)
+
+
+def table_of(name: str, records: Sequence[Record], texts: Mapping[str, Any]) -> list[str]:
+    """The table of a benchmark: its own where it has one."""
+    own = getattr(BENCHMARKS[name], "table", None)
+    lines: list[str] = table(records) if own is None else own(records, texts)
+    return lines
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:
@@ -100,6 +111,7 @@ COLUMNS: Mapping[str, str] = {
     "convolutions": "convolutions",
     "convolutions_integer": "in integers",
     "drift": "drifted",
+    "params_after": "parameters left",
 }
 
 

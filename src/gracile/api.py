@@ -31,6 +31,7 @@ from gracile.models.spec import resolve as resolve_model
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.patch import with_overrides
 from gracile.recipe.schema import Recipe
+from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
 from gracile.train.session import Session
@@ -45,6 +46,7 @@ __all__ = [
     "Result",
     "Session",
     "add_arguments",
+    "apply_plan",
     "benchmark",
     "capture",
     "channel_groups",

@@ -6,6 +6,7 @@ script can tell a bad recipe from a failed proof without reading text.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class GracileError(Exception):
@@ -31,9 +32,20 @@ class PlanConflict(BindError):
 
 
 class VerificationError(GracileError):
-    """A surgery changed what the model computes. The model was rolled back."""
+    """A surgery changed what the model computes. The model was rolled back.
+
+    Args:
+        text: the message.
+        edits: the smallest part of the surgery that was seen to fail; empty if it is not known.
+        operator: the first operator that differs, with its neighbours
+            (`gracile.graph.reproduce.Operator`); None if it could not be found.
+    """
 
     exit_code = 3
+
+    def __init__(self, text: str, edits: Iterable[Any] = (), operator: Any = None):
+        super().__init__(text)
+        self.edits, self.operator = tuple(edits), operator
 
 
 class ParityError(GracileError):

@@ -3,11 +3,21 @@ import threading
 
 import pytest
 import torch
-from benchmarks import capture, fakequant, session_overhead
+from benchmarks import capture, fakequant, run, session_overhead
 from benchmarks.cell import Cell, template
-from benchmarks.run import BENCHMARKS, chosen, main, measuring_slot, run_cell
+from benchmarks.run import (
+    BENCHMARKS,
+    chosen,
+    main,
+    measuring_slot,
+    missing,
+    notes,
+    notes_file,
+    run_cell,
+)
 
 from gracile.core.record import RecordLog
+from gracile.errors import UserError
 
 EVERY = [c for m in BENCHMARKS.values() for c in m.cells()]
 
@@ -55,6 +65,27 @@ def test_a_cell_that_was_cut_off_is_measured_again(tmp_path):
     assert run_cell(cell(calls=calls), log)
     assert len(calls) == 1
     assert len(log) == 2
+
+
+def test_what_a_cell_says_beyond_numbers_is_kept_beside_its_records(tmp_path):
+    one, log = cell(), RecordLog(tmp_path / "toy.jsonl")
+    one.notes["status"] = "ok"
+    run_cell(one, log)
+    assert notes(notes_file(log.path)) == {"one": {"status": "ok"}}
+    run_cell(cell(), RecordLog(tmp_path / "other.jsonl"))
+    assert not notes_file(tmp_path / "other.jsonl").exists()
+
+
+def test_a_benchmark_whose_packages_are_missing_is_skipped_aloud(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run.structure, "NEEDS", {"no_such_module": "no-such-package"})
+    monkeypatch.setattr(run, "BENCHMARKS", {"structure": run.structure})
+    assert missing("structure") == ["no-such-package"]
+    assert main(["--results", str(tmp_path)]) == 0
+    assert "structure: needs no-such-package: make bench-structure; skipped" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="no-such-package"):
+        main(["--only", "structure", "--results", str(tmp_path)])
 
 
 def test_a_cell_that_measures_something_else_is_refused():

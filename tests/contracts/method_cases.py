@@ -18,6 +18,7 @@ CASES = {
     "prune/oneshot": 'm: {prune: oneshot, weights: "type:Conv2d", sparsity: 0.5, when: {at: 1ep}}',
     "prune/thin": f"filters: {GRADUAL}\n  m: {{prune: thin, when: {{at: 2ep}}}}",
     "prune/structure": f"m: {{prune: structure, ratio: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}",
+    "prune/depth": "m: {prune: depth, count: 1, when: {at: 1ep}}",
     "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
     "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",

@@ -294,3 +294,25 @@ def test_functional_batch_norm_and_spatial_dropout_follow_the_mode():
     assert torch.equal(gone.all(2), gone.any(2))  # whole channels
     torch.testing.assert_close(model.mean, 0.1 * X.mean((0, 2, 3)))
     assert not (module.eval()(X) == 0).any()
+
+
+def test_a_part_that_switches_autocast_off_is_followed_and_said_so():
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast("cpu", enabled=False):
+                x = x * x.relu()
+            return self.b(x[:, : max(1, x.shape[1])] if x.shape[1] > 5 else x)
+
+    enter = torch.autocast.__enter__
+    model, x = Island(), torch.randn(2, 4)
+    graph = capture(model, x)
+    assert graph.how == "export"
+    assert "switch autocast off" in graph.reason
+    assert graph.modes == ("eval", "train")
+    assert torch.autocast.__enter__ is enter
+    torch.testing.assert_close(graph.module(x), model(x))

@@ -134,10 +134,10 @@ def refusing(monkeypatch, *bad):
     """Every cut that touches one of these groups fails its proof."""
     cut = Session.cut
 
-    def fails(s, gone, *, by):
+    def fails(s, gone, *, by, reproduce):
         if set(gone) & set(bad):
             raise VerificationError("the first differing operator is 'x' (odd)")
-        cut(s, gone, by=by)
+        cut(s, gone, by=by, reproduce=reproduce)
 
     monkeypatch.setattr(Session, "cut", fails)
 

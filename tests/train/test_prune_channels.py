@@ -70,7 +70,7 @@ def test_options_are_checked_like_those_of_a_recipe():
 
 
 def test_a_failure_leaves_no_hook_and_no_change(monkeypatch):
-    def fails(s, gone, *, by):
+    def fails(s, gone, *, by, reproduce):
         raise VerificationError("differs")
 
     monkeypatch.setattr(Session, "cut", fails)

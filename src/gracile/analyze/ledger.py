@@ -317,7 +317,11 @@ def _newcomer(
 
 
 def _regions(plan: Plan) -> list[_Region]:
-    out = [_Region(e.block, "skipped", e.by, "block left out") for e in plan.of_kind("skip")]
+    out = [
+        _Region(path, "skipped", e.by, f"block '{e.block}' left out")
+        for e in plan.of_kind("skip")
+        for path in (e.block, *e.nodes, *e.gone)
+    ]
     for e in plan.of_kind("factorize"):
         ranks = ", ".join(str(r) for r in e.ranks)
         out.append(_Region(e.at, "factorized", e.by, f"{e.scheme}, rank {ranks}"))

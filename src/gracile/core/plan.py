@@ -81,10 +81,16 @@ class Add(_Edit):
 
 
 class Skip(_Edit):
-    """Leave out a residual block."""
+    """Leave out a residual block: `y = x + f(x)` becomes `y = x`.
+
+    `block` is the addition's node id, `nodes` are the other operators that no longer run, `gone`
+    the paths of the modules and tensors that leave the model with them.
+    """
 
     kind: Literal["skip"] = "skip"
     block: str
+    nodes: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

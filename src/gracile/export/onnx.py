@@ -85,6 +85,7 @@ def to_onnx(
     proto = _trace(prepared, example)
     edit = _Editor(proto.graph)
     _pools(edit)
+    _orders(edit)
     _unit_marks(edit, prepared)
     _weight_marks(edit, prepared)
     _spread(edit)
@@ -220,6 +221,13 @@ class _Editor:
             node.output[list(node.output).index(old)] = new
         self.redirect(old, new)
 
+    def rename_tensor(self, old: str, new: str) -> None:
+        """Give an initializer another name; its readers follow."""
+        tensor = self.tensors.pop(old)
+        tensor.name = new
+        self.tensors[new] = tensor
+        self.redirect(old, new)
+
     def finish(self, units: Iterable[str]) -> None:
         """Write the nodes back, without what nobody reads; outputs that are no unit get a name."""
         for k, output in enumerate(self.graph.output):
@@ -274,11 +282,7 @@ def _marks(edit: _Editor, prefix: str) -> list[tuple[Any, str]]:
 
 def _pools(edit: _Editor) -> None:
     """Global means as pooling: ReduceMean has no integer kernel, GlobalAveragePool has."""
-    ranks = {
-        v.name: len(v.type.tensor_type.shape.dim)
-        for v in (*edit.graph.value_info, *edit.graph.input)
-        if v.type.tensor_type.HasField("shape")
-    }
+    ranks = _ranks(edit)
     for node in list(edit.nodes):
         if node.op_type != "ReduceMean" or len(node.input) < 2:
             continue
@@ -289,6 +293,27 @@ def _pools(edit: _Editor) -> None:
         if sorted(int(a) % rank for a in axes.reshape(-1)) != list(range(2, rank)):
             continue
         _global_pool(edit, node, rank, bool(keep))
+
+
+def _orders(edit: _Editor) -> None:
+    """Reorderings (a channel shuffle after a cut) with their axis counted from the end.
+
+    OpenVINO 2026.4 moves a Gather of all channels into the weights that read it, with the inverse
+    of the order (`ReverseInputChannelsFusion`); it leaves those with a negative axis alone.
+    """
+    ranks = _ranks(edit)
+    for node in edit.nodes:
+        rank, axis = ranks.get(node.input[0]) if node.input else None, _attribute(node, "axis", 0)
+        if node.op_type == "Gather" and rank is not None and 0 <= axis < rank:
+            _set_attribute(node, "axis", axis - rank)
+
+
+def _ranks(edit: _Editor) -> dict[str, int]:
+    return {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in (*edit.graph.value_info, *edit.graph.input)
+        if v.type.tensor_type.HasField("shape")
+    }
 
 
 def _global_pool(edit: _Editor, node: Any, rank: int, keep: bool) -> None:
@@ -309,6 +334,8 @@ def _unit_marks(edit: _Editor, prepared: Prepared) -> None:
     from onnx import helper
 
     for mark, id in _marks(edit, UNIT):
+        if id in edit.tensors:  # a parameter that an operator in integers reads: a layer scale
+            edit.rename_tensor(id, f"{id}.value")
         x, y = mark.input[0], mark.output[0]
         grid = prepared.activations.get(id) or prepared.activations.get(_bare(id, prepared))
         if grid is not None:
@@ -501,6 +528,14 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
 
     found = next((a for a in node.attribute if a.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
+
+
+def _set_attribute(node: Any, name: str, value: Any) -> None:
+    from onnx import helper
+
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
 def saturation_warning(precision: str, cpu_flags: str | None = None) -> str | None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gracile.benchmark.artifact import Unit
 from gracile.core.plan import Plan
 from gracile.errors import UserError
+from gracile.export.constants import fold_written
 from gracile.export.integers import WeightGrid, weight_grids
 from gracile.export.units import MOVES, choose_units
 from gracile.graph.capture import capture
@@ -89,8 +90,11 @@ def prepare(
     }
     weights = weight_grids(plan, tensors, before, scaled)
     _share_with_aliases(weights.grids, graph.module)
-    units = choose_units(graph, activations)
     module = fold.module.cpu()
+    written = fold_written(module)
+    units = tuple(
+        u for u in choose_units(graph, activations) if u.id not in written or u.id in activations
+    )
     _run_in_place_nowhere(module)
     _mark_units(module, units, activations, fold.merged)
     _mark_weights(module, weights.grids)

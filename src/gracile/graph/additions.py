@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gracile.core.plan import Add, Axis, Member, Plan, Remove
+from gracile.core.plan import Add, Axis, Member, Plan, Remove, Skip
 from gracile.core.replan import Units, changes, growth, pick, restoring, widths
 from gracile.errors import UserError
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.dependency import channel_groups
+from gracile.graph.depth import covers
 from gracile.graph.surgery import Inputs, apply
 
 KEY = "added"  # before the number that the edit will have: names the restored values
@@ -39,9 +40,11 @@ def additions(
         by: stands in the edits.
 
     Raises:
-        UserError: no such edit, one of another kind, or a share outside (0, 1].
+        UserError: no such edit, one of another kind, a share outside (0, 1], or a Plan that leaves
+            blocks out.
     """
     if isinstance(what, (int, float)):
+        _check_whole(plan)
         return _share(plan, what, originals, example, by)
     names = [what] if isinstance(what, str) else what
     drop = {k for name in names for k in pick(plan, name)}
@@ -50,6 +53,7 @@ def additions(
         raise UserError(
             f"edit {wrong[0].id} is of kind '{wrong[0].kind}'; only 'remove' adds back."
         )
+    _check_whole(plan)
     return restoring(plan, drop, units_of(originals, example), by=by, key=f"{KEY}{len(plan)}")
 
 
@@ -66,11 +70,24 @@ def cuts(plan: Plan) -> list[Remove]:
     return [Remove(group=tuple(group))] if group else []
 
 
+def structural(plan: Plan) -> list[Remove | Skip]:
+    """`remove` and `skip` edits that lead from the original to where a Plan leads.
+
+    As they stand in the Plan; with additions in it the blocks go first, then one cut.
+    """
+    if not plan.of_kind("add"):
+        return [e for e in plan if isinstance(e, (Remove, Skip))]
+    skips = plan.of_kind("skip")
+    gone = [path for e in skips for path in e.gone]
+    groups = [[m for m in cut.group if not covers(gone, m.at)] for cut in cuts(plan)]
+    return [*skips, *(Remove(group=tuple(group)) for group in groups if group)]
+
+
 def units_of(originals: nn.Module, example: Inputs) -> Units:
     """What goes together in the network a Plan leads to, in indices of the original."""
 
     def units(plan: Plan) -> list[dict[Axis, frozenset[int]]]:
-        model = apply(bare_copy(originals), cuts(plan), example=example)
+        model = apply(bare_copy(originals), structural(plan), example=example)
         maps = plan.to_original()
         groups = channel_groups(model, capture(model, example))
         return [
@@ -83,6 +100,14 @@ def units_of(originals: nn.Module, example: Inputs) -> Units:
         ]
 
     return units
+
+
+def _check_whole(plan: Plan) -> None:
+    if left_out := plan.of_kind("skip"):
+        raise UserError(
+            f"edit {left_out[0].id} leaves a block out; channels are added back only to a network "
+            "that has all its blocks."
+        )
 
 
 def _share(plan: Plan, share: float, originals: nn.Module, example: Inputs, by: str) -> list[Add]:

@@ -34,7 +34,7 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
+def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, check: bool = True) -> Graph:
     """The model's operators in the order they run, with shapes for this example.
 
     fx first; torch.export where the forward has Python that fx cannot follow, or where fx sees a
@@ -46,6 +46,8 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     Args:
         model: any module; overlays and hooks on it are not captured.
         example: one input batch, or a tuple of the forward's positional inputs.
+        check: compare what fx saw with the model, one forward more; a proof of what is done with
+            the graph (`surgery.verified_apply`) compares with the model itself.
 
     Raises:
         UserError: the model itself does not run on this example.
@@ -53,16 +55,19 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     inputs = as_inputs(example)
     with bare(model), quiet(model), restored_modes(model), torch.no_grad():
         model.eval()
-        expected = _run(model, inputs)
         graph = None
+        check = check and not has_ids(model)  # what was captured before is its own graph
+        expected = _run(model, inputs) if check else None
         try:
-            graph = _by_fx(model, inputs, expected)
+            graph = _by_fx(model, inputs, expected, check)
             closed = _closed(graph)
             if not closed or has_ids(model):
                 return graph
             reason = f"'{closed[0].id}' ({closed[0].attrs['target']}) cannot be looked into"
         except CannotTrace as e:
             reason = str(e)
+        if not check:
+            _run(model, inputs)  # says so if the model itself does not run
         try:
             exported = _by_export(model, inputs, f"fx: {reason}")
         except CannotTrace as e:
@@ -140,13 +145,13 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         ) from e
 
 
-def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any) -> Graph:
+def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any, check: bool) -> Graph:
     with restored_buffers(model):  # fx leaves proxies where a forward assigns to a buffer
         module = trace(model)
     with quiet(module), restored_modes(module):
         module.eval()
         recorder = _record(module, inputs)
-    if not same(expected, recorder.result):
+    if check and not same(expected, recorder.result):
         raise CannotTrace("the traced graph computes something else than the model")
     return _graph_of(module, recorder)
 
@@ -172,6 +177,8 @@ def _by_export(model: nn.Module, inputs: tuple[Tensor, ...], reason: str) -> Gra
     seen = export_trace(model, inputs)
     if seen.eval_only is not None:
         reason += f"; eval mode only: {seen.eval_only}"
+    if seen.full_precision:
+        reason += "; parts that switch autocast off follow it in the captured graph"
     (output,) = seen.module.graph.find_nodes(op="output")
     output.meta["captured"] = {
         "how": "export",

@@ -34,11 +34,13 @@ class Exported:
         module: computes the same as the model and shares its modules, parameters and buffers.
         eval_only: why it does so in eval mode only; None if it does in train mode, too.
         fixed_batch: the only batch size it computes; None if any.
+        full_precision: parts of the forward switch autocast off; `module` does not do that.
     """
 
     module: fx.GraphModule
     eval_only: str | None
     fixed_batch: int | None
+    full_precision: bool = False
 
 
 def export_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Exported:
@@ -103,7 +105,7 @@ def _traced(
     if eval_only is None and (what := _disagreement(model, module, example, True)):
         eval_only = f"in train mode the exported graph {what}"
         module = _module(model, _export(model, False, example, free, whole))
-    return Exported(module, eval_only, fixed_batch)
+    return Exported(module, eval_only, fixed_batch, still.full_precision)
 
 
 def _both_modes(
@@ -134,6 +136,7 @@ class _Graph:
     graph: fx.Graph
     constants: dict[str, Tensor]
     sizes: list[Any]  # first dim of each input: a number, or a symbol where it is free
+    full_precision: bool
 
 
 def _export(
@@ -150,7 +153,12 @@ def _export(
             shapes[x] = {0: torch.export.Dim.AUTO}
     model.train(training)
     try:
-        with spelled_out(), leaf_calls(model, whole) as calls, _torch_keeps_quiet():
+        with (
+            spelled_out(),
+            leaf_calls(model, whole) as calls,
+            _torch_keeps_quiet(),
+            _autocast_stays_off() as switched_off,
+        ):
             program = torch.export.export(model, example, strict=False, dynamic_shapes=shapes)
             made = Rebuilder(program, calls, model)
     except CannotTrace:
@@ -160,7 +168,7 @@ def _export(
         raise CannotTrace(f"{type(e).__name__}: {text}") from e
     values = [n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")]
     sizes = [v.shape[0] for v in values[-len(example) :] if isinstance(v, Tensor) and v.dim()]
-    return _Graph(made.graph, made.constants, sizes)
+    return _Graph(made.graph, made.constants, sizes, bool(switched_off))
 
 
 def _fixed_batch(seen: _Graph) -> int | None:
@@ -191,6 +199,29 @@ def _disagreement(
         text = str(e).strip().split("\n")[0]
         return f"does not run: {text}"
     return f"has other {what} than the model" if what else None
+
+
+@contextmanager
+def _autocast_stays_off() -> Iterator[list[torch.autocast]]:
+    """Switching autocast off where it is off does nothing; torch.export makes a subgraph of it."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+    idle: list[torch.autocast] = []
+
+    def enter_unless_idle(self: torch.autocast) -> Any:
+        if self._enabled or torch.is_autocast_enabled(self.device):
+            return enter(self)
+        idle.append(self)
+        return self
+
+    def leave_unless_idle(self: torch.autocast, *error: Any) -> Any:
+        return False if any(x is self for x in idle) else leave(self, *error)
+
+    kind: Any = torch.autocast
+    kind.__enter__, kind.__exit__ = enter_unless_idle, leave_unless_idle
+    try:
+        yield idle
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
 
 
 @contextmanager

@@ -1,22 +1,25 @@
-"""The one place that changes shapes: cut channels out of a model, proven first."""
+"""The one place that changes shapes: cut channels and blocks out of a model, proven first."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Member, Remove
-from gracile.errors import UserError, nearest
+from gracile.core.plan import Member, Remove, Skip
+from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
-from gracile.graph.dependency import ChannelGroup, follow, size_of
+from gracile.graph.dependency import ChannelGroup, channel_groups, follow, size_of
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
 from gracile.graph.maps import place_maps
 from gracile.graph.oprule import rule_of_module
+from gracile.graph.reproduce import smallest
+from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -145,7 +148,7 @@ def prepared(model: nn.Module, example: Inputs, graph: Graph | None = None) -> n
 
 def apply(
     model: nn.Module,
-    edits: Sequence[Remove],
+    edits: Sequence[Remove | Skip],
     *,
     example: Inputs,
     optimizer: torch.optim.Optimizer | None = None,
@@ -160,37 +163,41 @@ def apply(
     Raises:
         UserError: the edits do not fit this model.
     """
-    if not edits:
-        return model
-    ready = prepared(model, example, graph)
-    apply_removes(ready, edits, optimizer=optimizer)
-    return ready
+    for run in _runs(edits):
+        model = _cut_run(model, run, example, graph or capture(model, example), optimizer)
+        graph = None
+    return model
 
 
 def verified_apply(
     model: nn.Module,
-    edits: Sequence[Remove],
+    edits: Sequence[Remove | Skip],
     *,
     examples: Sequence[Inputs],
     optimizer: torch.optim.Optimizer | None = None,
     graph: Graph | None = None,
+    reproduce: bool = True,
 ) -> tuple[nn.Module, SurgeryReport]:
     """Cut, but only after a proof on copies that the cut model computes what the masked one does.
 
     Args:
-        model: its tensors are changed in place if the proof holds, else left as they were.
-        edits: in order.
+        model: its tensors are changed in place if the proof holds, else left as they were. It
+            keeps blocks that are left out; what is returned has them no more.
+        edits: in order; nothing is changed unless all of them are proven.
         examples: input batches (a tuple each for several inputs); all are compared in eval mode,
             and together in train mode with the normalization statistics after one step.
         optimizer: see `apply_removes`.
         graph: see `prepared`.
+        reproduce: look for the smallest part of a failing cut that fails too, with at most
+            `reproduce.PROOFS` more proofs.
 
     Returns:
         What computes from now on (see `apply`), and what was done.
 
     Raises:
         UserError: the edits do not fit this model, or there is no example.
-        VerificationError: the models differ; names the first differing operator.
+        VerificationError: the models differ; names the first differing operator. Its `edits` are
+            the smallest cut of this model that was seen to fail.
     """
     before = sum(p.numel() for p in model.parameters())
     if not edits:
@@ -198,12 +205,63 @@ def verified_apply(
     if not examples:
         raise UserError("a verified cut needs at least one example input, got none.")
     graph = graph or capture(model, examples[0])
-    ready = prepared(model, examples[0], graph)
-    check_fit(ready, edits)
-    proof = verify.prove(bare_copy(ready), edits, examples, apply_removes, graph)
-    apply_removes(ready, edits, optimizer=optimizer)
+    runs, trial, here, proofs = _runs(edits), model, graph, []
+    for k, run in enumerate(runs):
+        proofs.append(_proven(trial, run, examples, here, reproduce))
+        if k + 1 < len(runs):  # the next one is proven on what this one leaves
+            trial = bare_copy(model) if k == 0 else trial
+            trial = apply(trial, run, example=examples[0])
+            here = capture(trial, examples[0])
+    ready = apply(model, edits, example=examples[0], optimizer=optimizer, graph=graph)
     after = sum(p.numel() for p in ready.parameters())
+    proof = max(proofs, key=lambda p: p.max_error)
     return ready, SurgeryReport(len(edits), before, after, proof)
+
+
+def _runs(edits: Sequence[Remove | Skip]) -> list[list[Remove | Skip]]:
+    """Edits that follow each other and are of one kind."""
+    for e in edits:
+        if not isinstance(e, (Remove, Skip)):
+            raise UserError(f"surgery makes 'remove' and 'skip' edits, not '{e.kind}'.")
+    return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
+
+
+def _proven(
+    model: nn.Module,
+    run: Sequence[Remove | Skip],
+    examples: Sequence[Inputs],
+    graph: Graph,
+    reproduce: bool,
+) -> verify.Proof:
+    removes = [e for e in run if isinstance(e, Remove)]
+    if not removes:
+        return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
+    ready = prepared(model, examples[0], graph)
+    check_fit(ready, removes)
+
+    def prove(part: Sequence[Remove]) -> verify.Proof:
+        return verify.prove(bare_copy(ready), part, examples, apply_removes, graph)
+
+    try:
+        return prove(removes)
+    except VerificationError as e:
+        raise smallest(e, prove, channel_groups(model, graph)) if reproduce else e from None
+
+
+def _cut_run(
+    model: nn.Module,
+    run: Sequence[Remove | Skip],
+    example: Inputs,
+    graph: Graph,
+    optimizer: torch.optim.Optimizer | None,
+) -> nn.Module:
+    removes = [e for e in run if isinstance(e, Remove)]
+    if not removes:
+        skips = [e for e in run if isinstance(e, Skip)]
+        return leave_out(model, skips, graph, optimizer=optimizer)
+    ready = prepared(model, example, graph)
+    apply_removes(ready, removes, optimizer=optimizer)
+    return ready
 
 
 def check_fit(model: nn.Module, edits: Iterable[Remove]) -> None:

@@ -23,6 +23,7 @@ from gracile.graph.dependency import Following, follow
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Axes, Flow, Labels, Value
 from gracile.graph.oprule import rule_of_module, rule_of_op
+from gracile.graph.reproduce import Operator, operator
 from gracile.graph.trace import CannotTrace, trace
 from gracile.nn.by_mode import ByMode
 
@@ -100,12 +101,14 @@ def prove(
     try:
         worst, checks = _compare(masked, sliced, edits, inputs, dtype)
     except _Different as e:
-        where = first_difference(masked, sliced, edits, e.inputs, e.training, TOLERANCE[dtype])
+        where, at = first_difference(masked, sliced, edits, e.inputs, e.training, TOLERANCE[dtype])
         cuts = ", ".join(dict.fromkeys(f"'{edit.group[0].at}'" for edit in edits))
         raise VerificationError(
             f"cutting {cuts} changed what the model computes in "
             f"{'train' if e.training else 'eval'} mode: {where} ({e}). "
-            "The model was left as it was; protect these channels."
+            "The model was left as it was; protect these channels.",
+            edits,
+            at,
         ) from None
     return Proof(str(dtype).removeprefix("torch."), worst, TOLERANCE[dtype], checks)
 
@@ -139,31 +142,38 @@ def first_difference(
     inputs: tuple[Tensor, ...],
     training: bool,
     tolerance: float,
-) -> str:
+) -> tuple[str, Operator | None]:
     """Say which operator is the first whose kept channels differ between the two models."""
     unknown = "the operator could not be found"
     try:
-        graph = capture(masked, inputs)
-        if graph.module is None:
-            return f"{unknown} because the graph was captured by '{graph.how}'"
-        found, twin = follow(masked, graph), trace(sliced)
+        if isinstance(masked, _Masked):
+            graph, found, module = masked.graph, masked.found, masked.module
+        else:
+            graph = capture(masked, inputs)
+            if graph.module is None:
+                return f"{unknown} because the graph was captured by '{graph.how}'", None
+            found, module = follow(masked, graph), graph.module
+        twin = trace(sliced)
     except (GracileError, CannotTrace) as e:
-        return f"{unknown} ({e})"
-    left, right = (_outputs(m, inputs, training) for m in (graph.module, twin))
+        return f"{unknown} ({e})", None
+    home = masked if isinstance(masked, _Masked) else None
+    left = _outputs(module, inputs, training, home)
+    right = _outputs(twin, inputs, training)
     gone = gone_units(found.flow, edits)
     for node in graph:
         name = f"the first differing operator is '{node.id}' ({node.op})"
-        if node.id not in right:
-            return name + ", which does not run any more"
+        if node.id not in right or node.id not in left:
+            return f"{name}, which does not run any more", operator(graph, node.id)
         a, b, value = left[node.id], right[node.id], found.values[node.id]
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or node.op == "param":
             continue
         a = _kept_of(a, _kept(value, found.flow, gone))
         if a.shape != b.shape:
-            return f"{name}, whose shape is {tuple(b.shape)} instead of {tuple(a.shape)}"
+            shapes = f"whose shape is {tuple(b.shape)} instead of {tuple(a.shape)}"
+            return f"{name}, {shapes}", operator(graph, node.id)
         if not difference(a, b) <= tolerance:
-            return name
-    return "no single operator differs"
+            return name, operator(graph, node.id)
+    return "no single operator differs", None
 
 
 def kept_statistics(
@@ -261,6 +271,7 @@ class _Masked(nn.Module):
         super().__init__()
         assert graph.module is not None
         self.module, self.special = graph.module, special
+        self.graph, self.found = graph, found
         self.__dict__["_sliced"] = sliced  # not a part of this model
         self.twins = {n.meta["id"]: n for n in sliced.graph.nodes}
         self.kept = {id: _kept(v, found.flow, gone) for id, v in found.values.items()}
@@ -390,13 +401,13 @@ def _same_buffers(
     tolerance: float,
 ) -> float:
     gone, worst = removed_indices(edits), 0.0
-    after = dict(sliced.named_buffers())
-    for name, a in masked.named_buffers():
+    before = dict(masked.named_buffers(remove_duplicate=False))
+    for name, b in sliced.named_buffers():
+        a = before[name]
         for dim in [d for at, d in gone if at == name]:
             keep = torch.ones(a.shape[dim], dtype=torch.bool)
             keep[gone[name, dim]] = False
             a = a.index_select(dim, keep.nonzero().flatten().to(a.device))
-        b = after[name]
         error = difference(a, b) if a.shape == b.shape else float("inf")
         if not error <= tolerance:
             raise _Different(f"buffer '{name}' differs after one step", inputs, True)
@@ -453,12 +464,15 @@ def _forward(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> An
 
 
 def _outputs(
-    module: fx.GraphModule, inputs: tuple[Tensor, ...], training: bool
+    module: fx.GraphModule,
+    inputs: tuple[Tensor, ...],
+    training: bool,
+    home: _Masked | None = None,
 ) -> Mapping[str, Any]:
     """Node id -> its output, as far as the graph runs."""
     _no_dropout(module)
     module.train(training)
-    keeper = _Keeper(module)
+    keeper = _Keeper(module) if home is None else _StatisticsKeeper(home)
     try:
         with torch.no_grad(), repeatable(), quiet(module), _NoDropout():
             keeper.run(*(x.clone() for x in inputs))
@@ -468,14 +482,18 @@ def _outputs(
 
 
 class _Keeper(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module)
+    def __init__(self, home: Any):
+        super().__init__(home)
         self.seen: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         self.seen[n.meta["id"]] = out.clone() if isinstance(out, Tensor) else out
         return out
+
+
+class _StatisticsKeeper(_Keeper, _Statistics):
+    """As `_Statistics` runs, with what each operator gave."""
 
 
 class _NoDropout(TorchFunctionMode):

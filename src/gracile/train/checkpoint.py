@@ -20,7 +20,7 @@ from gracile.core.result import Result
 from gracile.core.state import write_atomic_with, write_json
 from gracile.errors import UserError
 from gracile.graph import surgery
-from gracile.graph.additions import cuts
+from gracile.graph.additions import structural
 from gracile.models.spec import ModelSpec, architecture_sha, registered
 from gracile.quantize.restore import simulate
 
@@ -28,6 +28,7 @@ FORMAT = 1
 REBUILT = (
     "add",
     "remove",
+    "skip",
     "mask",
     "bits",
 )  # kinds of edits; masks and grids are in the weights already
@@ -128,7 +129,7 @@ def load_model(
                 f"{folder / 'plan.json'}: edit {edit.id} is of kind '{edit.kind}', which this "
                 f"version cannot rebuild (it can: {', '.join(REBUILT)}). Use a newer gracile."
             )
-    model = surgery.apply(model, cuts(plan), example=example)
+    model = surgery.apply(model, structural(plan), example=example)
     tensors, _ = read_tensors(folder / "model.safetensors")
     names = set(model.state_dict())
     extra = {k: v for k, v in tensors.items() if k not in names}

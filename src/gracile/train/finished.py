@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Bits, Mask, Plan
+from gracile.core.plan import Bits, Mask, Plan, Skip
 from gracile.core.state import sha256
 from gracile.errors import UserError
 from gracile.graph import surgery
-from gracile.graph.additions import cuts
+from gracile.graph.additions import structural
+from gracile.graph.depth import covers
 from gracile.models.spec import architecture_sha
 from gracile.nn.quantized import fake_quantize
 from gracile.quantize.restore import simulate
@@ -68,7 +69,7 @@ class Finished:
 
     def build(self, plan: Plan, values: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The network of a Plan, plain: cut, and filled with values (default: the original's)."""
-        model = surgery.apply(self.original(), cuts(plan), example=self.example)
+        model = surgery.apply(self.original(), structural(plan), example=self.example)
         if values is not None:
             with torch.no_grad():
                 for name, tensor in named_tensors(model).items():
@@ -120,7 +121,10 @@ class Finished:
             return {}
         values: dict[str, Tensor] = dict(session["model"])
         later = Plan(architecture=self.plan.architecture, edits=self.plan.edits[len(then) :])
-        for edit in cuts(later):
+        for edit in structural(later):
+            if isinstance(edit, Skip):
+                values = {at: v for at, v in values.items() if not covers(edit.gone, at)}
+                continue
             for m in edit.group:
                 if m.at in values:
                     values[m.at] = values[m.at].index_select(m.dim, torch.tensor(m.keep))

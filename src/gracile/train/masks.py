@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gracile.core.plan import Mask, Remove
+from gracile.core.plan import Mask, Remove, Skip
+from gracile.graph.depth import covers
 
 
 class Masks:
@@ -40,9 +41,12 @@ class Masks:
                 out.append(Mask(by=by, at=address, key=f"{address}.mask", sparsity=share))
         return out
 
-    def slice(self, edits: Sequence[Remove]) -> None:
+    def slice(self, edits: Sequence[Remove | Skip]) -> None:
         """Follow a surgery: keep of every mask what was kept of its tensor."""
         for edit in edits:
+            if isinstance(edit, Skip):
+                self._all = {a: m for a, m in self._all.items() if not covers(edit.gone, a)}
+                continue
             for part in edit.group:
                 masks = self._all.get(part.at, {})
                 index = torch.tensor(part.keep)

@@ -7,6 +7,7 @@ The idea is ours. What is exact, and what is not:
 - A `remove` edit undone: what is there in the run keeps its value, what comes back has the
   original's. Exact if nothing was trained; otherwise the two were not trained together. What comes
   back is masked and rounded like the rest of its tensor, with a scale of its own per channel.
+- A `skip` edit undone: the block has the original's values, as with `remove`.
 - Later edits take the same original channels (whole units) as before; this is proven as any cut is.
 """
 
@@ -17,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Add, Bits, Mask, Plan, Remove
+from gracile.core.plan import Add, Bits, Mask, Plan, Remove, Skip
 from gracile.core.replan import Maps, pick, without
 from gracile.errors import UserError, VerificationError
-from gracile.graph.additions import cuts, units_of
+from gracile.graph.additions import structural, units_of
 from gracile.graph.expand import merged
 from gracile.graph.surgery import verified_apply
 from gracile.graph.verify import Proof
@@ -62,25 +63,31 @@ def undo(run: Finished, steps: Sequence[str]) -> Undone:
     """
     drop = {k for step in steps for k in pick(run.plan, step)}
     dropped = [run.plan.edits[k] for k in sorted(drop)]
-    structural = any(isinstance(e, (Remove, Add)) for e in dropped)
+    anew = any(isinstance(e, (Remove, Add, Skip)) for e in dropped)
     original = run.original()
     plan = without(run.plan, drop, units_of(original, run.example))
     _check_masks(dropped, plan)
 
-    present = {name: _present(run, name, plan, dropped) for name in named_tensors(original)}
+    present = {
+        name: _present(run, name, plan, dropped)
+        for name in named_tensors(original)
+        if name in run.stored  # not in a block that was left out
+    }
     tensors = _keyed(run, plan)
     proof, grown = None, []
-    if structural:
+    if anew:
         try:
-            cut, report = verified_apply(original, cuts(plan), examples=[run.example])
-        except UserError as error:
+            cut, report = verified_apply(original, structural(plan), examples=[run.example])
+        except (UserError, VerificationError) as error:
+            if isinstance(error, VerificationError) and not any(e.kind == "skip" for e in dropped):
+                raise
             raise VerificationError(
                 f"without {', '.join(steps)} the other cuts make no valid network: {error} Leave "
                 "out the later steps on the same channels as well."
             ) from error
         proof, now, wanted = report.proof, run.plan.to_original(), plan.to_original()
         for name, fresh in named_tensors(cut).items():
-            if fresh.shape == present[name].shape:
+            if fresh.shape == present.setdefault(name, fresh).shape:
                 continue
             lossy = value_edits(plan, name)
             for e in lossy:
@@ -145,7 +152,7 @@ def _warnings(
     run: Finished, dropped: Sequence[Any], plan: Plan, grown: Collection[str]
 ) -> list[tuple[str, str]]:
     out = []
-    if any(isinstance(e, Remove) for e in dropped):
+    if any(isinstance(e, (Remove, Skip)) for e in dropped):
         if run.trained and run.pretrained:
             out.append(
                 ("mixed", "what comes back has its original values, which were not trained with "

@@ -164,18 +164,21 @@ class _Run:
             saved = load_state(at, self.at.device)
             start = int(saved["next_epoch"])
             s.load_state_dict(saved["session"])
-        if start < s.epochs:
-            fit(
-                s,
-                self.at.train_loader(),
-                val=lambda: self.at.batches("val"),
-                start=start,
-                after_epoch=lambda e: self._save(at, e + 1),
-                progress=self.job.progress,
-            )
-        s.epoch_number, s.batch = s.epochs, 0
-        s.changed = False
-        result = s.finish()
+        try:
+            if start < s.epochs:
+                fit(
+                    s,
+                    self.at.train_loader(),
+                    val=lambda: self.at.batches("val"),
+                    start=start,
+                    after_epoch=lambda e: self._save(at, e + 1),
+                    progress=self.job.progress,
+                )
+            s.epoch_number, s.batch = s.epochs, 0
+            s.changed = False
+            result = s.finish()
+        finally:
+            self._save_refused()
         if s.changed:
             now = score(*predict_module(result.model, self.at.batches("val")))
             for key, value in (("top1", now.top1), ("top5", now.top5), ("loss", now.loss)):
@@ -281,7 +284,12 @@ class _Run:
         """The finished compressed model, read back from its files: what ships is what is judged."""
         return _finished(self.out, self.at)
 
+    def _save_refused(self) -> None:
+        for refusal in self.at.session.refused:
+            refusal.save(self.out / "refused")
+
     def _save(self, path: Path, next_epoch: int) -> None:
+        self._save_refused()
         save_state(path, {"next_epoch": next_epoch, "session": self.at.session.state_dict()})
 
     def _scores(self, model: nn.Module, which: str) -> dict[str, Any]:

@@ -35,18 +35,22 @@ from gracile.analyze.ledger import build as build_ledger
 from gracile.core.address import Selector, select
 from gracile.core.method import Method
 from gracile.core.overlay import Overlays
-from gracile.core.plan import Architecture, Mask, Plan, Remove, check_conflicts, in_order
+from gracile.core.plan import Architecture, Mask, Plan, Remove, Skip, check_conflicts, in_order
 from gracile.core.result import Result
 from gracile.core.schedule import Calendar, Instant
 from gracile.core.state import derive_seed
-from gracile.errors import BindError, GracileError, UserError
+from gracile.errors import BindError, GracileError, UserError, VerificationError
 from gracile.graph import surgery
+from gracile.graph.additions import structural
 from gracile.graph.capture import as_inputs, capture
 from gracile.graph.dependency import ChannelGroup, channel_groups
+from gracile.graph.depth import Block, blocks, skip_edits
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import instrument
+from gracile.graph.reproduce import Refusal
 from gracile.graph.surgery import remove_edits, verified_apply
 from gracile.models.spec import architecture_sha
+from gracile.nn.quantized import ActivationQuantizer
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.bind import (
@@ -114,11 +118,13 @@ class Session:
         self.history: dict[str, list[tuple[float, float]]] = {}
         self.warnings: list[tuple[str, str]] = []
         self.notes: list[Note] = []
+        self.refused: list[Refusal] = []  # cuts that failed their proof
         self.changed = False  # what the model computes was changed by a method since last asked
         self.finished = False
         self._masks = Masks()
         self._graph: Graph | None = None
         self._groups: list[ChannelGroup] | None = None
+        self._blocks: list[Block] | None = None
 
         arch = architecture or Architecture(name=self.name)
         arch = arch.model_copy(update={"sha256": arch.sha256 or architecture_sha(model)})
@@ -299,6 +305,13 @@ class Session:
         return self._groups
 
     @property
+    def blocks(self) -> list[Block]:
+        """Residual blocks of the model as it is now, those that cannot be left out included."""
+        if self._blocks is None:
+            self._blocks = blocks(self.model, self.graph)
+        return self._blocks
+
+    @property
     def parameter_names(self) -> frozenset[str]:
         """Plain names of all parameters."""
         return frozenset(n for n, _ in self.model.named_parameters())
@@ -360,32 +373,51 @@ class Session:
         self._replace_model(lambda model: new)
         self.changed = True
 
-    def cut(self, gone: Mapping[str, Iterable[int]], *, by: str) -> None:
+    def cut(self, gone: Mapping[str, Iterable[int]], *, by: str, reproduce: bool = True) -> None:
         """Remove units of channel groups: `gone` maps group id -> unit numbers."""
-        self.apply(remove_edits(self.groups, {k: set(v) for k, v in gone.items()}, by))
+        edits = remove_edits(self.groups, {k: set(v) for k, v in gone.items()}, by)
+        self.apply(edits, reproduce=reproduce)
 
-    def apply(self, edits: Sequence[Any]) -> None:
+    def skip(self, block: str | Sequence[str], *, by: str) -> None:
+        """Leave residual blocks out, by their ids (see `blocks`); replaces `session.model`."""
+        ids = [block] if isinstance(block, str) else block
+        self.apply(skip_edits(self.model, self.graph, ids, by))
+
+    def apply(self, edits: Sequence[Any], *, reproduce: bool = True) -> None:
         """Verified surgery in mid-training: optimizer state, masks and methods follow.
+
+        Args:
+            edits: put in order by kind.
+            reproduce: make what fails small and keep it in `refused`; False for a caller that
+                tries parts of it next.
 
         Raises:
             VerificationError: the cut would change what the model computes; nothing was changed.
         """
         edits = in_order(edits)
-        other = [e for e in edits if not isinstance(e, Remove)]
+        other = [e for e in edits if not isinstance(e, (Remove, Skip))]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
-        self._replace_model(
-            lambda model: verified_apply(
-                model,
-                edits,
-                examples=self._examples(),
-                optimizer=self.optimizer,
-                graph=self._graph,
-            )[0]
-        )
+        quantized = any(isinstance(m, ActivationQuantizer) for m in self.model.modules())
+        if quantized and any(isinstance(e, Skip) for e in edits):
+            raise UserError("activations are quantized already; leave blocks out before that.")
+        try:
+            self._replace_model(
+                lambda model: verified_apply(
+                    model,
+                    edits,
+                    examples=self._examples(),
+                    optimizer=self.optimizer,
+                    graph=self._graph,
+                    reproduce=reproduce,
+                )[0]
+            )
+        except VerificationError as e:
+            if reproduce and e.edits:
+                self.refused.append(Refusal.of(e, self.plan))
+            raise
         self._masks.slice(edits)
         self.plan = self.plan.extended(edits)
-        self._graph = self._groups = None
         self._lay_masks(self._masks.addresses())
         for m in self.methods:
             m.on_surgery(self, edits)
@@ -466,19 +498,18 @@ class Session:
         plan = Plan.model_validate_json(state["plan"])
         if plan.architecture.sha256 != self.plan.architecture.sha256:
             raise UserError("the stored state belongs to another network than this one.")
-        removes = [e for e in plan if isinstance(e, Remove)]
+        edits = structural(plan)
         self._replace_model(
             lambda model: surgery.apply(
-                model, removes, example=self.example, optimizer=self.optimizer
+                model, edits, example=self.example, optimizer=self.optimizer
             )
         )
         self.plan = plan
-        self._graph = self._groups = None
         self._masks = Masks(state["masks"])
         self._lay_masks(self._masks.addresses())
         for m in self.methods:
-            if removes:
-                m.on_surgery(self, removes)
+            if edits:
+                m.on_surgery(self, edits)
             m.load_state_dict(state["methods"][m.id])
         self.model.load_state_dict(state["model"])
         if self.optimizer is not None:
@@ -530,15 +561,19 @@ class Session:
                 self.overlays.set(address, "mask", partial(_masked, keep))
 
     def _replace_model(self, change: Callable[[nn.Module], nn.Module]) -> None:
-        """Change the bare model, or put another in its place; then lay the overlays again."""
+        """Change the bare model, or put another in its place; then lay the overlays again.
+
+        Overlays of parameters that are gone are not.
+        """
         layers = self.overlays.pause()
         self._watch.remove()
         try:
             self.model = change(self.model)
         finally:
-            self.overlays = Overlays(self.model, layers)
+            names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+            self.overlays = Overlays(self.model, {a: f for a, f in layers.items() if a in names})
             self._watch = self._watch_forward(self.model)
-        self._graph = self._groups = None
+        self._graph = self._groups = self._blocks = None
 
     def _watch_forward(self, model: nn.Module) -> Any:
         def keep(_m: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -173,3 +173,54 @@ class LocalResponseNorm(nn.Module):  # neighbouring channels
 
     def forward(self, x):
         return self.b(self.n(self.a(x)))
+
+
+class _BatchNormAct2d(nn.BatchNorm2d):
+    """As timm writes it: counts batches itself, and ends with its activation."""
+
+    def __init__(self, channels, act=None):
+        super().__init__(channels)
+        self.act = act or nn.SiLU()
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return self.act(
+            F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum,
+                self.eps,
+            )
+        )
+
+
+_BatchNormAct2d.__module__, _BatchNormAct2d.__qualname__ = (
+    "timm.layers.norm_act",
+    "BatchNormAct2d",
+)  # rules know it by this name
+
+
+@pattern(SQUARE, free={"a.weight": (4, CONV + 2 + 3)})
+class BatchNormWithActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(3, 4, 3), _BatchNormAct2d(4), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        return self.b(self.n(self.a(x)))
+
+
+@pattern(SQUARE, protected={"a.weight": "has 'act.weight' in its activation"})
+class BatchNormWithTensorsInItsActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1)
+        self.n = _BatchNormAct2d(4, nn.PReLU(4))
+
+    def forward(self, x):
+        return self.b(self.n(self.a(x)))

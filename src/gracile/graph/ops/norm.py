@@ -64,6 +64,28 @@ class BatchNorm(_PerChannel):
     }  # fmt: skip
 
 
+@oprule("batch_norm_act", source="timm 1.0: timm/layers/norm_act.py")
+class BatchNormAct(_PerChannel):
+    """timm's BatchNorm that ends with dropout and activation: one module, one operator.
+
+    Its forward asks for `training` and counts batches, which fx cannot follow. An operator of its
+    own, so that nobody folds it without its activation.
+    """
+
+    modules = ("timm.layers.norm_act.BatchNormAct2d",)
+
+    def roles_of(self, module: Any) -> Sequence[str]:
+        """The norm's tensors, and those of an activation that has some."""
+        inside = (*module.act.named_parameters(), *module.act.named_buffers())
+        return (*self.roles, *(f"act.{name}" for name, _ in inside))
+
+    def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
+        """As of the norm; an activation with tensors of its own is not looked into."""
+        if inside := sorted(role for role in node.params if role not in self.roles):
+            return flow.give_up(node, values, f"'{node.op}' has '{inside[0]}' in its activation")
+        return super().flow(node, values, flow)
+
+
 @oprule("instance_norm", source="Ulyanov et al. 2016, arXiv:1607.08022")
 class InstanceNorm(_PerChannel):
     """Instance normalization."""

@@ -105,6 +105,7 @@ class Gradual(core.Method):
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         self.asked.clear()  # counts start again from what was left
+        self.addresses = [a for a in self.addresses if a in s.parameter_names]
 
     def state_dict(self) -> dict[str, Any]:
         return {"asked": dict(self.asked)}

@@ -170,7 +170,7 @@ class Structure(core.Method):
     def _cut(self, s: Any, gone: Mapping[str, Iterable[int]]) -> None:
         """Cut all of these groups, or in halves as many as pass their proof."""
         try:
-            s.cut(gone, by=self.id)
+            s.cut(gone, by=self.id, reproduce=len(gone) == 1)
         except VerificationError as e:
             ids = list(gone)
             if len(ids) == 1:
