@@ -219,6 +219,22 @@ def test_the_file_says_which_weight_was_not_written_as_integers_and_why(runtime,
     assert "12 bits do not fit" in artifact.metadata["left_float"]["second.weight"]
 
 
+def test_attention_of_torch_stays_float_and_the_file_says_so(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.up(x)
+            return self.down(self.mha(x, x, x, need_weights=False)[0])
+
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    module, plan, tensors = quantized(Net(), x)
+    assert export("onnxruntime", module, plan, tensors, x, tmp_path).precision == "mixed"
+
+
 def test_a_pruned_filter_with_a_bias_is_still_integer(tmp_path):
     """A filter of zeros has no useful scale; its bias must fit nevertheless."""
     torch.manual_seed(0)

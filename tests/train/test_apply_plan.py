@@ -12,6 +12,7 @@ import gracile
 from gracile.core.plan import Plan, Remove
 from gracile.errors import UserError, VerificationError
 from gracile.models.spec import resolve
+from gracile.recipe.build import build
 
 X = torch.randn(2, 3, 16, 16)
 
@@ -39,6 +40,17 @@ def test_structure_then_weights(make, tmp_path):
     result.plan.save(tmp_path / "plan.json")
     small = gracile.apply_plan(make(), tmp_path / "plan.json", X)
     small.load_state_dict(result.model.state_dict())
+    assert torch.equal(small.eval()(X), result.model(X))
+
+
+def test_a_plan_that_leaves_blocks_out():
+    session = gracile.Session(resnet20(), build(), example=X)
+    block = next(b for b in session.blocks if b.protected is None)
+    session.skip([block.id], by="test")
+    result = session.finish()
+    small = gracile.apply_plan(resnet20(), result.plan, X)
+    small.load_state_dict(result.model.state_dict())
+    assert len(list(small.parameters())) < len(list(resnet20().parameters()))
     assert torch.equal(small.eval()(X), result.model(X))
 
 

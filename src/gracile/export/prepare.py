@@ -25,6 +25,10 @@ from gracile.graph.instrument import SUFFIX
 from gracile.nn.quantized import ActivationQuantizer
 
 UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
+# Operators with weights of their own that no quantizer reaches.
+FLOAT_LAYERS = (
+    "multihead_attention", "lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell", "bilinear",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _precision(
         n.params.get("weight") in weights and all(_on_grid(graph, i, activations) for i in n.inputs)
         for n in graph.of_op("conv", "conv_transpose", "linear")
     )
-    return "int8" if whole else "mixed"
+    return "int8" if whole and not graph.of_op(*FLOAT_LAYERS) else "mixed"
 
 
 def _on_grid(graph: Graph, id: str, activations: Mapping[str, ActivationGrid]) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gracile.core.plan import Plan
 from gracile.errors import UserError
 from gracile.graph import surgery
-from gracile.graph.additions import cuts
+from gracile.graph.additions import structural
 from gracile.models.spec import architecture_sha
 from gracile.train.checkpoint import REBUILT
 
@@ -55,5 +55,5 @@ def apply_plan(
                 f"can: {', '.join(REBUILT)}). Use a newer gracile."
             )
     if not prove:
-        return surgery.apply(model, cuts(plan), example=example_inputs)
-    return surgery.verified_apply(model, cuts(plan), examples=[example_inputs])[0]
+        return surgery.apply(model, structural(plan), example=example_inputs)
+    return surgery.verified_apply(model, structural(plan), examples=[example_inputs])[0]
