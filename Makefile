@@ -34,6 +34,7 @@ bench-full: $(STAMP)
 bench-structure: $(ZOO_STAMP)
 	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure --results $(RESULTS)
 	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure_speed --results $(RESULTS)
+	$(ZOO)/bin/python -m benchmarks.run --tier full --only pipeline --results $(RESULTS)
 
 docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'

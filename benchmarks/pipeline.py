@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 from benchmarks.cell import Cell, Values, once, template
 from benchmarks.pipeline_nets import Network, networks
 from benchmarks.pipeline_one import RUNTIMES
-from gracile.core.state import write_atomic
-from gracile.errors import MissingExtra
+from gracile.core.record import Record
+from gracile.units import human_bytes, human_count
 
 NAME = "pipeline"
 SECONDS = 900
 ROOT = Path(__file__).parents[1]
-TEXTS = ROOT / "results" / "pipeline.texts.json"
+NEEDS: Mapping[str, str] = {"torchvision": "torchvision"}
+TABLE = "cut by half, loaded elsewhere, quantized, exported"
 
 
 def metrics(network: Network) -> dict[str, str]:
@@ -44,25 +45,19 @@ def cells() -> Iterator[Cell]:
     """One cell a network."""
     for name, network in networks().items():
         records = tuple(
-            template(NAME, name, metric, unit, name) for metric, unit in metrics(network).items()
+            template(NAME, TABLE, metric, unit, name) for metric, unit in metrics(network).items()
         )
-        tier = "smoke" if name in ("unet", "lstm") else "full"
-        yield Cell(NAME, name, tier, records, lambda n=network: measure(n))
+        notes: dict[str, Any] = {}
+        yield Cell(NAME, name, "full", records, partial(measure, network, notes), notes)
 
 
-def measure(network: Network) -> Values:
-    """Both halves of the way; nan for what was not reached.
-
-    Raises:
-        MissingExtra: the package it comes from is not installed.
-    """
-    if find_spec(network.package) is None:
-        raise MissingExtra(f"{network.name} of the pipeline benchmark", network.package)
+def measure(network: Network, notes: dict[str, Any]) -> Values:
+    """Both halves of the way; nan for what was not reached, in words in `notes`."""
     with tempfile.TemporaryDirectory() as folder:
         found = _step("cut", network.name, Path(folder))
         if "text" not in found:
             found |= _step("ship", network.name, Path(folder))
-    _keep_texts(network.name, found)
+    notes.update({k: found[k] for k in ("text", "problems", "warnings") if found.get(k)})
     parity = found.get("parity", {})
     values = {
         **{f"parity.{key}": float(ok) for key, ok in parity.items()},
@@ -92,9 +87,38 @@ def _step(step: str, name: str, folder: Path) -> dict[str, Any]:
     return {"text": f"{step}: exit code {done.returncode}: {last}"}
 
 
-def _keep_texts(name: str, found: Mapping[str, Any], file: Path = TEXTS) -> None:
-    """What went wrong, in words: Records hold only numbers."""
-    every = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    kept = {k: found[k] for k in ("text", "problems", "warnings") if found.get(k)}
-    every[name] = kept
-    write_atomic(file, (json.dumps(every, indent=1, sort_keys=True) + "\n").encode())
+def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
+    """Markdown: one row for each network; ok where the artifact computes what the model does."""
+    rows: dict[str, dict[str, float]] = {}
+    for r in records:
+        rows.setdefault(r.subject["variant"], {})[r.metric] = r.value
+    kinds = [(kind, runtime) for kind in ("f32", "int8") for runtime in RUNTIMES]
+    titles = [f"{kind}, {runtime}" for kind, runtime in kinds]
+    lines = [
+        f"| network | parameters | reloaded | {' | '.join(titles)} | what went wrong |",
+        f"|---|---|---|{'---|' * len(titles)}---|",
+    ]
+    for name, row in rows.items():
+        said = texts.get(name, {})
+        wrong = [str(said.get("text", ""))]
+        wrong += [f"{key}: {text}" for key, text in said.get("problems", {}).items()]
+        shown = [_artifact(row, f"{kind}.{runtime}") for kind, runtime in kinds]
+        lines.append(
+            f"| {name} | {_counts(row)} | "
+            f"{'equal' if row.get('reload_equal') else 'not equal'} | {' | '.join(shown)} | "
+            f"{'; '.join(w for w in wrong if w).replace('|', '/')} |"
+        )
+    return lines
+
+
+def _counts(row: Mapping[str, float]) -> str:
+    before, after = row["params"], row["params_after"]
+    return "" if before != before else f"{human_count(before)} → {human_count(after)}"
+
+
+def _artifact(row: Mapping[str, float], key: str) -> str:
+    if f"parity.{key}" not in row:
+        return "not asked"
+    size = row.get(f"bytes.{key}", nan)
+    known = f", {human_bytes(int(size))}" if size == size else ""
+    return f"ok{known}" if row[f"parity.{key}"] else "differs"

@@ -24,6 +24,7 @@ from benchmarks import (
     capture,
     fakequant,
     hints,
+    pipeline,
     runtimes,
     session_overhead,
     sparsity,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Any] = {
         session_overhead,
         structure,
         structure_speed,
+        pipeline,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"
