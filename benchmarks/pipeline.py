@@ -105,7 +105,7 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
         shown = [_artifact(row, f"{kind}.{runtime}") for kind, runtime in kinds]
         lines.append(
             f"| {name} | {_counts(row)} | "
-            f"{'equal' if row.get('reload_equal') else 'not equal'} | {' | '.join(shown)} | "
+            f"{'equal' if row.get('reload_equal') == 1 else 'not equal'} | {' | '.join(shown)} | "
             f"{'; '.join(w for w in wrong if w).replace('|', '/')} |"
         )
     return lines
