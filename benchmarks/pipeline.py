@@ -5,10 +5,6 @@ the files, so that a crash is a row. `parity` is 1 where the artifact computes w
 within the bounds of `gracile.export.parity`.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,6 +12,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import outcome_of
 from benchmarks.cell import Cell, Values, once, template
 from benchmarks.pipeline_nets import Network, networks
 from benchmarks.pipeline_one import RUNTIMES
@@ -24,7 +21,6 @@ from gracile.units import human_bytes, human_count
 
 NAME = "pipeline"
 SECONDS = 900
-ROOT = Path(__file__).parents[1]
 NEEDS: Mapping[str, str] = {"torchvision": "torchvision"}
 TABLE = "cut by half, loaded elsewhere, quantized, exported"
 
@@ -71,20 +67,9 @@ def measure(network: Network, notes: dict[str, Any]) -> Values:
 
 
 def _step(step: str, name: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.pipeline_one", step, name, str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, timeout=SECONDS, capture_output=True, text=True
-        )
-    except subprocess.TimeoutExpired:
-        return {"text": f"{step}: not done after {SECONDS} s"}
     file = folder / f"{step}.json"
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"text": f"{step}: exit code {done.returncode}: {last}"}
+    found = outcome_of("benchmarks.pipeline_one", [step, name, str(folder)], file, SECONDS)
+    return found if file.exists() else {"text": f"{step}: {found['text']}"}
 
 
 def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,6 @@ or groups of a grouped convolution, `widths` the channels within each; where bot
 heads are removed here. An error is relative to the magnitude of the output, in float64.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +15,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import outcome_of
 from benchmarks.cell import Cell, Values, once, template, version
 from benchmarks.structure_zoo import Architecture, architectures
 from gracile.core.record import Record
@@ -27,7 +24,6 @@ from gracile.units import human_count
 
 NAME = "structure"
 SECONDS = 1200
-ROOT = Path(__file__).parents[1]
 NEEDS: Mapping[str, str] = {
     "torchvision": "torchvision",
     "timm": "timm",
@@ -93,19 +89,8 @@ def run_apart(key: str, seconds: int = SECONDS) -> dict[str, Any]:
     """What `structure_one` writes, or a status that says how its process ended."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcome.json"
-        command = [sys.executable, "-m", "benchmarks.structure_one", key, str(file)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=env, timeout=seconds, capture_output=True, text=True
-            )
-        except subprocess.TimeoutExpired:
-            return {"status": "error", "text": f"not done after {seconds} s"}
-        if file.exists():
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return found
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"status": "error", "text": f"exit code {done.returncode}: {last}"}
+        found = outcome_of("benchmarks.structure_one", [key, str(file)], file, seconds)
+    return found if "status" in found else {"status": "error", **found}
 
 
 def values_of(found: Mapping[str, Any]) -> dict[str, float]:

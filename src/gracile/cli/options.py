@@ -39,6 +39,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value. Repeatable."),
 ]
+Shape = Annotated[str, typer.Option("--shape", metavar="C,H,W", help="Shape of one input.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs on stderr.")]
 Device = Annotated[str, typer.Option("--device", help="Where it trains: cpu or cuda:i.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the measured runtimes.")]
@@ -47,3 +48,16 @@ Hint = Annotated[
     typer.Option("--hint", help="Precision hint of the runtime, for both sides: f32 or bf16."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size of the measurement.")]
+
+
+def sizes(shape: str) -> tuple[int, ...]:
+    """The numbers of `--shape`."""
+    from gracile.errors import UserError
+
+    try:
+        found = tuple(int(n) for n in shape.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise UserError(f"--shape must be like 3,32,32, got '{shape}'.")
+    return found

@@ -1,12 +1,12 @@
 """Insert modules behind nodes of a captured graph: how activation quantizers get into a model."""
 
-import copy
 from collections.abc import Mapping
 
 from torch import fx, nn
 
 from gracile.errors import BindError, UserError, nearest
 from gracile.graph.graph import Graph
+from gracile.graph.shared_module import copied_graph
 
 HOME = "_quantizers"
 SUFFIX = ".quantize"
@@ -33,13 +33,8 @@ def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
             f"'{graph.how}': {graph.reason}."
         )
     source = graph.module
-    new = copy.deepcopy(source.graph)  # meta goes along, modules do not
-    twin = dict(zip(source.graph.nodes, new.nodes, strict=True))
-    places: dict[str, fx.Node] = {}
-    for node in graph:
-        if node.fx is not None and node.fx in twin:
-            places[node.id] = twin[node.fx]
-            places[node.id].meta.setdefault("id", node.id)
+    new, twin = copied_graph(graph)
+    places = {node.id: twin[node.fx] for node in graph if node.fx in twin}
     module = fx.GraphModule(source, new, class_name=type(source).__name__)
     module.training = source.training
     if not hasattr(module, HOME):

@@ -1,6 +1,5 @@
 """Put channel maps in the place of calls that have channel counts written in them."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from torch import fx, nn
 
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-from gracile.graph.shared_module import SharedModule
+from gracile.graph.shared_module import SharedModule, copied_graph
 from gracile.nn import maps as modules
 
 HOME = "_maps"
@@ -48,11 +47,7 @@ def place_maps(graph: Graph, found: Mapping[str, ChannelMap]) -> fx.GraphModule:
     source = graph.module
     if source is None:
         raise BindError(f"the forward cannot be rewritten: {graph.reason}")
-    new = copy.deepcopy(source.graph)
-    twin: dict[Any, fx.Node] = dict(zip(source.graph.nodes, new.nodes, strict=True))
-    for node in graph:
-        if node.fx in twin:
-            twin[node.fx].meta.setdefault("id", node.id)
+    new, twin = copied_graph(graph)
     module = SharedModule(source, new)
     if not hasattr(module, HOME):
         module.add_module(HOME, nn.Module())

@@ -1,9 +1,23 @@
 """A GraphModule with all of its source's modules, parameters and buffers, under the same names."""
 
+import copy
 from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import fx, nn
+
+from gracile.graph.graph import Graph
+
+
+def copied_graph(graph: Graph) -> tuple[fx.Graph, dict[Any, fx.Node]]:
+    """A copy of a captured module's graph, ids in it, and the copy of each of its nodes."""
+    assert graph.module is not None
+    new = copy.deepcopy(graph.module.graph)  # meta goes along, modules do not
+    twin: dict[Any, fx.Node] = dict(zip(graph.module.graph.nodes, new.nodes, strict=True))
+    for node in graph:
+        if node.fx in twin:
+            twin[node.fx].meta.setdefault("id", node.id)
+    return new, twin
 
 
 class SharedModule(fx.GraphModule):

@@ -13,7 +13,7 @@ from gracile.graph import verify
 from gracile.graph.capture import as_inputs, bare_copy
 from gracile.graph.depth import blocks, check_block, dead_nodes, vanishing
 from gracile.graph.graph import Graph
-from gracile.graph.shared_module import SharedModule
+from gracile.graph.shared_module import SharedModule, copied_graph
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -116,10 +116,7 @@ def _identities(model: nn.Module, edits: Sequence[Skip], graph: Graph) -> dict[s
 def _copied(graph: Graph) -> tuple[SharedModule, dict[str, fx.Node]]:
     """The captured module with a graph of its own, and id -> node of that."""
     assert graph.module is not None
-    new = copy.deepcopy(graph.module.graph)
-    for old, node in zip(graph.module.graph.nodes, new.nodes, strict=True):
-        node.meta = dict(old.meta)
-    module = SharedModule(graph.module, new)
+    module = SharedModule(graph.module, copied_graph(graph)[0])
     return module, {n.meta["id"]: n for n in module.graph.nodes}
 
 

@@ -9,7 +9,7 @@ from gracile.errors import UserError
 from gracile.graph import surgery
 from gracile.graph.additions import structural
 from gracile.models.spec import architecture_sha
-from gracile.train.checkpoint import REBUILT
+from gracile.train.checkpoint import check_kinds
 
 
 def apply_plan(
@@ -48,12 +48,7 @@ def apply_plan(
             f"the plan was made for another '{made_for.name}' than this {type(model).__name__}: "
             "names or shapes of parameters differ. Apply it to a fresh copy of the original."
         )
-    for edit in plan:
-        if edit.kind not in REBUILT:
-            raise UserError(
-                f"edit {edit.id} is of kind '{edit.kind}', which this version cannot apply (it "
-                f"can: {', '.join(REBUILT)}). Use a newer gracile."
-            )
+    check_kinds(plan, "apply")
     if not prove:
         return surgery.apply(model, structural(plan), example=example_inputs)
     return surgery.verified_apply(model, structural(plan), examples=[example_inputs])[0]

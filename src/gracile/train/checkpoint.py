@@ -123,12 +123,7 @@ def load_model(
         raise UserError(
             f"{folder}: the plan was made for another '{arch.name}' (parameter shapes differ)."
         )
-    for edit in plan:
-        if edit.kind not in REBUILT:
-            raise UserError(
-                f"{folder / 'plan.json'}: edit {edit.id} is of kind '{edit.kind}', which this "
-                f"version cannot rebuild (it can: {', '.join(REBUILT)}). Use a newer gracile."
-            )
+    check_kinds(plan, "rebuild", f"{folder / 'plan.json'}: ")
     model = surgery.apply(model, structural(plan), example=example)
     tensors, _ = read_tensors(folder / "model.safetensors")
     names = set(model.state_dict())
@@ -144,6 +139,20 @@ def load_model(
     if any(e.role in ("input", "output") for e in plan.of_kind("bits")):
         return LoadedModel(simulate(model, plan, extra, example).eval(), plan, extra)
     return LoadedModel(model, plan, extra)
+
+
+def check_kinds(plan: Plan, verb: str, where: str = "") -> None:
+    """Refuse a Plan with an edit of a kind that only another version knows.
+
+    Raises:
+        UserError: names the edit, behind `where`; `verb` is what was to be done with it.
+    """
+    for edit in plan:
+        if edit.kind not in REBUILT:
+            raise UserError(
+                f"{where}edit {edit.id} is of kind '{edit.kind}', which this version cannot {verb} "
+                f"(it can: {', '.join(REBUILT)}). Use a newer gracile."
+            )
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

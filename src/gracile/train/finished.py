@@ -25,9 +25,9 @@ from gracile.models.spec import architecture_sha
 from gracile.nn.quantized import fake_quantize
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import load as load_recipe
-from gracile.train.checkpoint import REBUILT, load_state, read_tensors
+from gracile.train.checkpoint import check_kinds, load_state, read_tensors
 from gracile.train.evaluate import Score, predict_module, score
-from gracile.train.folder import read_begun
+from gracile.train.folder import read_finished
 from gracile.train.job import Job, Workplace
 
 WEIGHT = ("weight", "bias")  # roles of a Bits edit that lie on a parameter
@@ -141,9 +141,7 @@ def open_run(folder: Path, weights: Path | None = None) -> Finished:
     Raises:
         UserError: not finished, another file, or model, data or recipe changed since.
     """
-    if not (folder / "result.json").exists():
-        raise UserError(f"{folder}: not a finished run (result.json); go on with --resume.")
-    then = read_begun(folder)["identity"]
+    then = read_finished(folder)["identity"]
     _check_weights(folder, then.get("weights"), weights)
     recipe = load_recipe(folder / "recipe.yaml")
     at = Workplace(
@@ -159,12 +157,7 @@ def open_run(folder: Path, weights: Path | None = None) -> Finished:
     plan = Plan.load(folder / "plan.json")
     if architecture_sha(at.fresh().model) != plan.architecture.sha256:
         raise UserError(f"{folder}: plan.json was made for another network than {then['model']}.")
-    for edit in plan:
-        if edit.kind not in REBUILT:
-            raise UserError(
-                f"{folder}: edit {edit.id} is of kind '{edit.kind}', which cannot be replayed "
-                f"(can: {', '.join(REBUILT)})."
-            )
+    check_kinds(plan, "replay", f"{folder}: ")
     stored, _ = read_tensors(folder / "model.safetensors")
     return Finished(folder, at, plan, stored, recipe.train.epochs > 0, weights is not None)
 

@@ -93,6 +93,17 @@ def read_begun(out: Path) -> dict[str, Any]:
     raise UserError(f"{path}: damaged; the run cannot go on. Choose another --out.")
 
 
+def read_finished(out: Path) -> dict[str, Any]:
+    """What a finished run was begun with.
+
+    Raises:
+        UserError: it is not finished, or its file is damaged.
+    """
+    if not (out / "result.json").exists():
+        raise UserError(f"{out}: not a finished run (result.json); go on with --resume.")
+    return read_begun(out)
+
+
 def _refuse_foreign(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a directory.")

@@ -30,7 +30,7 @@ from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
 from gracile.train.evaluate import agreement, predict, predict_module, score
-from gracile.train.folder import begun, check_folder, opened, read_begun
+from gracile.train.folder import begun, check_folder, opened, read_finished
 from gracile.train.job import Job, Workplace
 from gracile.train.loop import fit, working
 from gracile.train.outcome import kernel_counts, outcome, versions
@@ -76,11 +76,10 @@ def export_only(
     """Export a finished run, or a plain model, and prove the artifact."""
     folder = Path(model)
     if folder.is_dir():
-        if not (folder / "result.json").exists():
-            raise UserError(f"{folder}: not a finished run (result.json); go on with --resume.")
+        finished = read_finished(folder)
         if weights is not None:
             raise UserError(f"--weights: the run in {folder} has its own; leave it out.")
-        old = read_begun(folder)["identity"]
+        old = finished["identity"]
         recipe = load_recipe(folder / "recipe.yaml")
         at = Workplace(Job(model=old["model"], data=old["data"], out=folder, recipe=recipe))
         result = _finished(folder, at)

@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
                 "--data", metavar="SPEC", help="Take the input's shape and the classes from here."
             ),
         ] = None,
-        shape: Annotated[
-            str, typer.Option("--shape", metavar="C,H,W", help="Shape of one input.")
-        ] = "3,32,32",
+        shape: o.Shape = "3,32,32",
         all_: Annotated[
             bool, typer.Option("--all", help="Name every layer that writes or reads a group.")
         ] = False,
@@ -49,7 +47,7 @@ def register(app: typer.Typer) -> None:
         from gracile.prune.targets import CostModel
 
         bundle = open_data(data) if data is not None else None
-        size = bundle.shape if bundle is not None else _shape(shape)
+        size = bundle.shape if bundle is not None else o.sizes(shape)
         net = resolve(model, num_classes=bundle.classes if bundle else None).model.eval()
         if weights is not None:
             load_weights(net, weights)
@@ -83,18 +81,6 @@ def register(app: typer.Typer) -> None:
             + (f" ({graph.reason})" if graph.reason else "")
         )
         return 0
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    from gracile.errors import UserError
-
-    try:
-        size = tuple(int(n) for n in text.split(","))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise UserError(f"--shape must be like 3,32,32, got '{text}'.")
-    return size
 
 
 def _described(group: "ChannelGroup", cost: "CostModel") -> dict[str, Any]:

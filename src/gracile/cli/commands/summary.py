@@ -1,7 +1,5 @@
 """`gracile summary`: layers, shapes, MACs and parameters of a model."""
 
-from typing import Annotated
-
 import typer
 
 from gracile.cli import options as o
@@ -15,9 +13,7 @@ def register(app: typer.Typer) -> None:
     def summary(
         model: o.Model,
         weights: o.Weights = None,
-        shape: Annotated[
-            str, typer.Option("--shape", metavar="C,H,W", help="Shape of one input.")
-        ] = "3,32,32",
+        shape: o.Shape = "3,32,32",
         json: o.Json = False,
     ) -> int:
         """Print every operator with its output shape, MACs and parameters, and the totals."""
@@ -27,17 +23,11 @@ def register(app: typer.Typer) -> None:
         from rich.table import Table
 
         from gracile.analyze.cost import cost, totals
-        from gracile.errors import UserError
         from gracile.graph.capture import capture
         from gracile.models.spec import load_weights, resolve
         from gracile.units import human_bytes, human_count
 
-        try:
-            size = tuple(int(n) for n in shape.split(","))
-        except ValueError:
-            size = ()
-        if not size or min(size) < 1:
-            raise UserError(f"--shape must be like 3,32,32, got '{shape}'.")
+        size = o.sizes(shape)
         net = resolve(model).model.eval()
         if weights is not None:
             load_weights(net, weights)

@@ -77,10 +77,7 @@ class _Recurrent(OpRule):
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Every weight once a step and sample."""
-        if not inputs or inputs[0] is None:
-            return 0
-        weights = sum(prod(shape) for shape in params.values() if len(shape) == 2)
-        return prod(inputs[0][:-1]) * weights
+        return _every_weight(inputs, params)
 
     def resize(self, module: Any, kept: Kept) -> None:
         """Sizes from the weights."""
@@ -142,10 +139,7 @@ class _Cell(OpRule):
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Both weights once a sample."""
-        if not inputs or inputs[0] is None:
-            return 0
-        weights = sum(prod(shape) for shape in params.values() if len(shape) == 2)
-        return prod(inputs[0][:-1]) * weights
+        return _every_weight(inputs, params)
 
     def resize(self, module: Any, kept: Kept) -> None:
         """Sizes from the weights."""
@@ -173,6 +167,14 @@ class RNNCell(_Cell):
     """One step of a plain recurrent layer."""
 
     modules = (nn.RNNCell,)
+
+
+def _every_weight(inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
+    """Multiply-adds of all weight matrices, once for each vector of the input."""
+    if not inputs or inputs[0] is None:
+        return 0
+    weights = sum(prod(shape) for shape in params.values() if len(shape) == 2)
+    return prod(inputs[0][:-1]) * weights
 
 
 def _units(node: Node, flow: Flow, gates: int, size: int) -> Labels:

@@ -288,7 +288,7 @@ class ChannelShuffle(OpRule):
         if labels is None:
             return value
         order = np.arange(len(labels)).reshape(groups, -1).T.reshape(-1).tolist()
-        return _ordered(node, value, node.fx and node.fx.args[0], 1, order, flow)
+        return _mapped(node, value, node.fx and node.fx.args[0], 1, order, flow)
 
 
 @oprule("pad", source="torch.nn.functional.pad")
@@ -416,11 +416,7 @@ def taken(
     labels = value.dims[dim]
     if labels is None or (whole_is_free and chosen == list(range(len(labels)))):
         return value
-    map_ = None
-    if node.fx is not None:
-        map_ = ChannelMap(maps.Take(chosen, len(labels), dim), (node.fx.args[0],))
-    home = flow.channel_map(node, map_)
-    return _take(node, value, dim, chosen, f"{home}.source", flow)
+    return _mapped(node, value, node.fx and node.fx.args[0], dim, chosen, flow)
 
 
 def _chosen(index: Any) -> list[int] | None:
@@ -441,13 +437,24 @@ def shuffled(node: Node, value: Value, fed: Node, dim: int, order: list[int], fl
     """Another order of channels, by a channel map that reads `fed`."""
     if not isinstance(value, Axes) or value.dims[dim] is None:
         return value
-    return _ordered(node, value, fed.fx, dim, order, flow)
+    return _mapped(node, value, fed.fx, dim, order, flow)
 
 
-def _ordered(node: Node, value: Axes, fed: Any, dim: int, order: list[int], flow: Flow) -> Value:
-    map_ = None if fed is None else ChannelMap(maps.Take(order, len(order), dim), (fed,))
+def _mapped(
+    node: Node,
+    value: Axes,
+    fed: Any,
+    dim: int,
+    chosen: list[int],
+    flow: Flow,
+    then: tuple[Any, ...] | None = None,
+) -> Axes:
+    """Chosen channels by a channel map that reads `fed`; None where the forward is fixed."""
+    labels, map_ = value.dims[dim], None
+    if fed is not None and labels is not None:
+        map_ = ChannelMap(maps.Take(chosen, len(labels), dim, then), (fed,))
     home = flow.channel_map(node, map_)
-    return _take(node, value, dim, order, f"{home}.source", flow)
+    return _take(node, value, dim, chosen, f"{home}.source", flow)
 
 
 def _sliced(node: Node, value: Axes, full: list[Any], flow: Flow) -> Value:
@@ -472,14 +479,8 @@ def _sliced(node: Node, value: Axes, full: list[Any], flow: Flow) -> Value:
     readable = all(i is None or isinstance(i, int) or (
         isinstance(i, slice) and all(isinstance(n, int | None) for n in (i.start, i.stop, i.step))
     ) for i in then)  # fmt: skip
-    labels = value.dims[dim]
-    size = 0 if labels is None else len(labels)
-    map_ = None
-    if node.fx is not None and readable:
-        module = maps.Take(chosen, size, dim, None if plain else then)
-        map_ = ChannelMap(module, (node.fx.args[0],))
-    home = flow.channel_map(node, map_)
-    out = _take(node, value, dim, chosen, f"{home}.source", flow)
+    fed = node.fx.args[0] if node.fx is not None and readable else None
+    out = _mapped(node, value, fed, dim, chosen, flow, None if plain else then)
     return out if plain else indexed(node, out, then, flow)
 
 
