@@ -3,7 +3,8 @@
 Random weights, batches of two small inputs. Each architecture is pruned in a process of its own
 with limits of time and memory, so that one that hangs is a row. `heads` are whole attention heads
 or groups of a grouped convolution, `widths` the channels within each; where both could go, only
-heads are removed here. An error is relative to the magnitude of the output, in float64.
+heads are removed here. `MLP widths` are channels that one layer (or two, with a gate) makes and one
+reads, in networks that have heads. An error is relative to the magnitude of the output, in float64.
 """
 
 import tempfile
@@ -36,6 +37,7 @@ METRICS: Mapping[str, str] = {
     "channels_removed": "share",
     "heads_removed": "share",
     "widths_removed": "share",
+    "mlp_removed": "share",
     "macs": "count",
     "macs_after": "count",
     "params": "count",
@@ -105,6 +107,7 @@ def values_of(found: Mapping[str, Any]) -> dict[str, float]:
         "channels_removed": share(found["written_gone"], found["written"]),
         "heads_removed": share(found["heads_gone"], found["heads"]),
         "widths_removed": share(found["widths_gone"], found["widths"]),
+        "mlp_removed": share(found["hidden_gone"], found["hidden"]) if found["heads"] else nan,
         "params_protected": share(found["protected"], found["params"]),
     }
 
@@ -127,8 +130,8 @@ def texts_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 TITLES = (
     "architecture", "status", "groups (free)", "channels removed", "heads removed",
-    "widths removed", "MACs", "parameters", "capture, analysis, surgery, proof (s)",
-    "masked vs sliced", "protected", "why",
+    "widths removed", "MLP widths removed", "MACs", "parameters",
+    "capture, analysis, surgery, proof (s)", "masked vs sliced", "protected", "why",
 )  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def _row(name: str, v: Mapping[str, float], text: Mapping[str, Any]) -> Sequence
         name,
         status if status == "ok" else f"{status}: {text.get('text', '')}".replace("|", "/"),
         f"{v['groups']:.0f} ({v['groups_free']:.0f})",
-        *(_percent(v[m]) for m in ("channels_removed", "heads_removed", "widths_removed")),
+        *(_percent(v[m]) for m in METRICS if m.endswith("_removed")),
         f"{human_count(v['macs'])} → {human_count(v['macs_after'])}",
         f"{human_count(v['params'])} → {human_count(v['params_after'])}",
         ", ".join(f"{v[m]:.2f}" for m in ("capture_s", "analysis_s", "surgery_s", "proof_s")),

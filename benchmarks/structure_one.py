@@ -93,7 +93,7 @@ def chosen(groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
     rng = random.Random(0)
     gone = {}
     for g in free.values():
-        if g.kind == "inner" and any(free[o].kind == "outer" for o in g.overlaps if o in free):
+        if g.kind == "inner" and any(free[o].kind != "inner" for o in g.overlaps if o in free):
             continue
         n = len(g.units)
         if units := g.removable(rng.sample(range(n), max(1, round(SHARE * n)))):
@@ -121,7 +121,8 @@ def _cut(
     start = perf_counter()
     smaller, report = verified_apply(model, edits, examples=[example], graph=graph)
     out.proof_s = max(0.0, perf_counter() - start - out.surgery_s)
-    statistics = any(rule_of_op(node.op).statistic for node in graph)
+    noted = follow(original, graph).flow.statistics
+    statistics = bool(noted) or any(rule_of_op(node.op).statistic for node in graph)
     out.max_error = report.proof.max_error if report.proof is not None else 0.0
     out.params_after = report.params_after
     out.macs_after = totals(smaller, capture(smaller, example)).macs

@@ -1,6 +1,6 @@
 """What came out of cutting one architecture, and how channels, heads and widths are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -21,7 +21,9 @@ class Outcome:
             computes something else than zeros do); or an error.
         reasons: why parameters cannot be cut -> how many, in elements.
         written, written_gone: channels that weights make (outputs of the model left out).
-        heads, heads_gone: units of `outer` groups; widths: of `inner` ones.
+        heads, heads_gone: units of groups that stand for whole heads or groups of channels.
+        widths: of `inner` groups, the width within each.
+        hidden: of groups that at most two layers make and one reads, as inside an MLP.
         surgery_s: the cut, graph and groups being known; proof_s: what proving it takes on top.
         max_error: largest difference of masked and sliced model, as a share of the magnitude.
     """
@@ -37,6 +39,8 @@ class Outcome:
     heads_gone: int = 0
     widths: int = 0
     widths_gone: int = 0
+    hidden: int = 0
+    hidden_gone: int = 0
     macs: int = 0
     macs_after: int = 0
     params: int = 0
@@ -67,23 +71,25 @@ class Outcome:
 
 SUMMED = (
     "groups", "free", "written", "written_gone", "heads", "heads_gone", "widths", "widths_gone",
-    "macs", "macs_after", "params", "params_after", "protected", "capture_s", "analysis_s",
-    "surgery_s", "proof_s",
+    "hidden", "hidden_gone", "macs", "macs_after", "params", "params_after", "protected",
+    "capture_s", "analysis_s", "surgery_s", "proof_s",
 )  # fmt: skip
 
 
 def count(out: Outcome, groups: Sequence[ChannelGroup], gone: dict[str, list[int]]) -> None:
     """Groups, and of the channels, heads and widths that are no output: how many, how many go."""
     out.groups, out.free = len(groups), sum(g.protected is None for g in groups)
+    known = {g.id: g for g in groups}
     axes: dict[tuple[str, int], set[int]] = {}
     outputs: set[tuple[str, int]] = set()
     for g in groups:
         units = gone.get(g.id, [])
         why = g.protected or ""
-        if g.kind == "outer" and PARTS not in why and OUTPUT not in why:
-            out.heads, out.heads_gone = out.heads + len(g.units), out.heads_gone + len(units)
-        elif g.kind == "inner" and OUTPUT not in why:
-            out.widths, out.widths_gone = out.widths + len(g.units), out.widths_gone + len(units)
+        kind = kind_of(g, known)
+        if OUTPUT not in why and not (kind == "heads" and PARTS in why):
+            for name, n in ((kind, len(g.units)), (f"{kind}_gone", len(units))):
+                if hasattr(out, name):
+                    setattr(out, name, getattr(out, name) + n)
         for axis in g.writes.items():
             axes.setdefault(axis, set()).update(
                 i for u in units for s in g.units[u] if (s.at, s.dim) == axis for i in s.index
@@ -93,6 +99,15 @@ def count(out: Outcome, groups: Sequence[ChannelGroup], gone: dict[str, list[int
     sizes = {axis: size for g in groups for axis, size in g.sizes.items()}
     out.written = sum(sizes[axis] for axis in axes if axis not in outputs)
     out.written_gone = sum(len(lost) for axis, lost in axes.items() if axis not in outputs)
+
+
+def kind_of(group: ChannelGroup, known: Mapping[str, ChannelGroup]) -> str:
+    """`heads`, `widths`, `hidden`, or `other`: a stream, or an output."""
+    if group.kind == "inner":
+        return "widths"
+    if group.kind == "outer" or any(known[o].kind == "inner" for o in group.overlaps):
+        return "heads"
+    return "hidden" if len(group.producers) <= 2 and len(group.consumers) == 1 else "other"
 
 
 def count_protected(

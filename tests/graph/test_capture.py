@@ -219,9 +219,11 @@ def test_an_example_that_does_not_fit_is_a_clear_error():
         capture(Net(), torch.randn(2, 4, 8, 8))
 
 
-def test_a_pruned_or_weight_normed_layer_is_unknown():
+def test_a_weight_that_a_parametrization_computes_is_looked_into():
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1))
-    assert capture(nn.Sequential(conv), X)["0"].op == "unknown"
+    graph = capture(nn.Sequential(conv), X)
+    assert [n.op for n in graph if n.op in ("weight_norm", "conv")] == ["weight_norm", "conv"]
+    assert not graph.of_op("unknown")
 
 
 def test_an_output_module_and_the_output_have_different_ids():

@@ -6,11 +6,11 @@ import pytest
 from channel_zoo import ZOO, build
 
 from gracile.analyze.cost import totals
+from gracile.analyze.widths import CostModel, Timeline
 from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
 from gracile.graph.surgery import apply, remove_edits
 from gracile.prune.structure import candidates
-from gracile.prune.targets import CostModel, Timeline
 
 
 @pytest.mark.parametrize("name", ZOO)

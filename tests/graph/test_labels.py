@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gracile.graph.labels import KEPT, Axes, Flow, segments
 
-SIZES = {("a", 0): 6, ("b", 0): 6, ("c", 0): 12, ("h", 0): 2, ("d", 0): 3}
+SIZES = {("a", 0): 6, ("b", 0): 6, ("c", 0): 12, ("e", 0): 12, ("h", 0): 2, ("d", 0): 3}
 
 
 def flow():
@@ -54,12 +54,47 @@ def test_a_split_across_the_first_one_finds_the_common_parts():
     assert [len(set(x)) for x in zip(*layout, strict=True)] == [2, 2, 3]
 
 
-def test_a_split_that_does_not_fit_protects():
+def test_a_split_that_does_not_fit_leaves_one_unit():
+    """Rows of 4 and rows of 3 have no whole common part: all must go together."""
     f = flow()
     f.split(f.axis("c", 0), (3, 4), "")
-    f.split(f.axis("c", 0), (4, 3), "the reason")
-    units = {u for x in atoms(f, f.axis("c", 0)) for u in x}
-    assert f.reasons(sorted(units))
+    f.split(f.axis("c", 0), (4, 3), "")
+    assert len(set(atoms(f, f.axis("c", 0)))) == 1
+
+
+def test_thirds_of_rows_are_found():
+    """(6 groups, 2) read as (2 rows, 6): the 6 are (3, 2), so a group is a row and a third."""
+    f = flow()
+    f.split(f.axis("c", 0), (6, 2), "")
+    f.split(f.axis("c", 0), (2, 6), "")
+    layout = atoms(f, f.axis("c", 0))
+    assert [len(set(x)) for x in zip(*layout, strict=True)] == [2, 3, 2]
+
+
+def test_halves_of_a_concatenation_share_their_columns():
+    f = flow()
+    f.split(f.axis("a", 0), (2, 3), "")
+    f.split(f.axis("c", 0), (4, 3), "")
+    both = np.concatenate([f.axis("a", 0), f.axis("c", 0)])
+    _, columns = f.split(both, (6, 3), "")
+    left, right = atoms(f, f.axis("a", 0)), atoms(f, f.axis("c", 0))
+    for j, (column,) in enumerate(atoms(f, columns)):
+        assert [j == k % 3 for k in range(6)] == [column in x for x in left]
+        assert [j == k % 3 for k in range(12)] == [column in x for x in right]
+
+
+def test_thirds_of_rows_in_two_halves_are_tied():
+    """No product any more: the three groups of a row are one unit, columns are cut alike."""
+    f = flow()
+    f.split(f.axis("c", 0), (6, 2), "")
+    f.split(f.axis("e", 0), (6, 2), "")
+    both = np.concatenate([f.axis("c", 0), f.axis("e", 0)])
+    rows, columns = f.split(both, (4, 6), "")
+    layout = atoms(f, both)
+    assert len({x[0] for x in layout}) == 4
+    assert len({x[1] for x in layout}) == 2
+    assert [x[0] for x in layout] == [r for (r,) in atoms(f, rows) for _ in range(6)]
+    assert [x[1] for x in layout[:6]] == [c for (c,) in atoms(f, columns)]
 
 
 def test_merging_rows_and_columns_gives_the_split_axis_back():

@@ -144,3 +144,9 @@ def test_a_refusal_is_a_plan_from_the_original(monkeypatch, tmp_path):
     plan = Plan.model_validate(data["plan"])
     assert [type(edit) for edit in plan] == [Remove, Remove]
     assert [edit.id for edit in plan] == ["e0", "e1"]
+    other = Refusal.of(e.value, Plan(architecture=Architecture(name="net")))
+    for each in (other, refusal, other):  # a run saves all it has again and again
+        each.save(tmp_path / "refused")
+    files = sorted((tmp_path / "refused").iterdir())
+    assert [f.name for f in files] == ["conv.weight.2.json", "conv.weight.json"]
+    assert [f.read_text() for f in files] == [other.to_json(), refusal.to_json()]

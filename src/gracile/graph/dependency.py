@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from gracile.graph.graph import Graph, Node
-from gracile.graph.labels import Axis, Fixed, Flow, Labels, Value, unlabelled
+from gracile.graph.labels import Axis, Fixed, Flow, Labels, Shape, Value, unlabelled
 from gracile.graph.oprule import rule_of_module, rule_of_op
 from gracile.graph.ops.select import shuffled
 from gracile.graph.shuffle import shuffles
@@ -127,26 +128,48 @@ def removable_together(
         for axis, layout in group.layout.items():
             stays.setdefault(axis, np.ones(len(layout), dtype=bool))
         order = list(wanted[group.id])
+        asked = np.zeros(len(group.units), dtype=bool)
+        asked[order] = True
         last = [
-            axis for axis, layout in group.layout.items() if _all_go(layout, order, stays[axis])
+            axis for axis, layout in group.layout.items() if _all_go(layout, asked, stays[axis])
         ]
-        for u in order:
+        taken = [] if last else order
+        for u in order if last else ():
             hit = {axis: group.layout[axis] == u for axis in last}
             if any(h.any() and not (stays[axis] & ~h).any() for axis, h in hit.items()):
                 continue
-            out.setdefault(group.id, []).append(u)
+            taken.append(u)
             for axis, h in hit.items():
                 stays[axis] &= ~h
+        if taken:
+            out[group.id] = taken
         gone = np.zeros(len(group.units), dtype=bool)
-        gone[out.get(group.id, [])] = True
+        gone[taken] = True
         for axis, layout in group.layout.items():
             stays[axis] &= ~(gone[layout] & (layout >= 0))
     return out
 
 
-def _all_go(layout: Labels, units: Sequence[int], stays: npt.NDArray[np.bool_]) -> bool:
+def mask_units(
+    masks: dict[str, Tensor], group: ChannelGroup, units: Iterable[int], shapes: Mapping[str, Shape]
+) -> None:
+    """Mask all that cutting these units would remove: False in keep-masks of parameters.
+
+    Args:
+        masks: address -> keep-mask; one that is not there begins as all True.
+        group: of channels.
+        units: of the group.
+        shapes: of the parameters; buffers are cut by surgery, not masked.
+    """
+    for part in (p for u in units for p in group.units[u] if p.at in shapes):
+        if part.at not in masks:
+            masks[part.at] = torch.ones(shapes[part.at], dtype=torch.bool)
+        masks[part.at].index_fill_(part.dim, torch.tensor(part.index), False)
+
+
+def _all_go(layout: Labels, units: npt.NDArray[np.bool_], stays: npt.NDArray[np.bool_]) -> bool:
     """Whether these units would take all that is left of an axis."""
-    return not (stays & ~np.isin(layout, units)).any()
+    return not (stays & ~(units[layout] & (layout >= 0))).any()
 
 
 @dataclass
@@ -186,6 +209,8 @@ def follow(model: nn.Module, graph: Graph) -> Following:
     inside = {id for run in found.values() for id in run.inside}
     live = _live(graph)
     for node in graph:
+        if node.op == "param" or (node.inputs and flow.constant.issuperset(node.inputs)):
+            flow.constant.add(node.id)
         if node.id in inside:
             values[node.id] = unlabelled(node.shape, "it is inside a channel shuffle")
         elif node.id not in live and not node.params:
@@ -213,10 +238,12 @@ def canonical_addresses(model: nn.Module) -> dict[str, str]:
 def size_of(model: nn.Module, address: str, dim: int) -> int | None:
     """Indices along a dim of a parameter, a buffer or a module's channel map; None if none such."""
     path, _, name = address.rpartition(".")
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        return None
+    module = model
+    for step in path.split(".") if path else ():  # `get_submodule` takes several times as long
+        inner = module._modules.get(step)
+        if inner is None:
+            return None
+        module = inner
     value: Tensor | None = module._parameters.get(name)
     if value is None:
         value = module._buffers.get(name)
@@ -287,7 +314,7 @@ def _groups(flow: Flow) -> list[ChannelGroup]:
     units: dict[int, Labels] = {}
     for table in written:
         for column in table.T:
-            for f in np.unique(family[column[column >= 0]]).tolist():
+            for f in _distinct(family[column[column >= 0]]):
                 atoms = column[(column >= 0) & (family[column] == f)]
                 fresh = _in_order(atoms[number[atoms] < 0])
                 known = units.get(f, np.empty(0, dtype=np.int64))
@@ -296,7 +323,9 @@ def _groups(flow: Flow) -> list[ChannelGroup]:
     layouts: dict[int, dict[Axis, Labels]] = {f: {} for f in units}
     for axis, table in tables.items():
         _lay(axis, table, family, number, layouts)
-    alone = {int(u) for table in written for u in table[:, 0][(table >= 0).sum(1) == 1]}
+    alone = np.zeros(flow.count, dtype=bool)
+    for table in written:
+        alone[table[:, 0][(table >= 0).sum(1) == 1]] = True
     groups = [_group(atoms, layouts[f], flow, alone) for f, atoms in units.items()]
     return _named(groups)
 
@@ -327,6 +356,14 @@ def _families(flow: Flow, written: Sequence[Labels]) -> Labels:
     return find(np.arange(flow.count, dtype=np.int64))
 
 
+def _distinct(families: Labels) -> list[int]:
+    """Each once; nearly always there is one, and then nothing need be sorted."""
+    if not len(families):
+        return []
+    first = families[0]
+    return [int(first)] if (families == first).all() else np.unique(families).tolist()
+
+
 def _in_order(atoms: Labels) -> Labels:
     """Each once, in the order of first appearance."""
     values, first = np.unique(atoms, return_index=True)
@@ -343,7 +380,7 @@ def _lay(
     """Note in the layout of each family which of its units the indices of an axis belong to."""
     for column in table.T:
         here = (column >= 0) & (number[column] >= 0)
-        for f in np.unique(family[column[here]]).tolist():
+        for f in _distinct(family[column[here]]):
             mine = here & (family[column] == f)
             layout = layouts[f].setdefault(axis, np.full(len(table), -1, dtype=np.int64))
             layout[mine] = number[column[mine]]
@@ -371,7 +408,7 @@ def _named(groups: list[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def _group(
-    atoms: Labels, layout: Mapping[Axis, Labels], flow: Flow, alone: set[int]
+    atoms: Labels, layout: Mapping[Axis, Labels], flow: Flow, alone: npt.NDArray[np.bool_]
 ) -> ChannelGroup:
     """A group; `alone` are the atoms that are whole channels somewhere."""
     writes = [axis for axis in flow.writes if axis in layout]
@@ -379,7 +416,7 @@ def _group(
     reasons = flow.reasons(atoms.tolist())
     if not reasons and len(atoms) == 1:
         reasons = ["all its channels depend on each other: there is nothing to choose"]
-    kind = "channels" if int(atoms[0]) in alone else flow.level(int(atoms[0]))
+    kind = "channels" if alone[atoms[0]] else flow.level(int(atoms[0]))
     return ChannelGroup(
         id=writes[0][0] if kind == "channels" else f"{writes[0][0]}:{kind}",
         units=Units(len(atoms), layout),

@@ -21,6 +21,7 @@ from gracile.graph.maps import ChannelMap, home_of
 Axis = tuple[str, int]  # (address, dim)
 Labels = npt.NDArray[np.int64]
 Shape = tuple[int, ...]
+Atoms = tuple[int, ...]
 KEPT = -1
 
 
@@ -94,6 +95,8 @@ class Flow:
         self.axes: dict[Axis, Labels] = {}  # labels of real tensors, in order of first use
         self.writes: dict[Axis, None] = {}  # axes of weights that make channels
         self.reads: dict[Axis, None] = {}  # axes of weights that take channels in
+        self.constant: set[str] = set()  # nodes that are computed from parameters only
+        self.statistics: set[str] = set()  # nodes that are proven on kept channels, see `verify`
         self.maps: dict[str, ChannelMap] = {}  # node id -> what takes its place once it is cut
         self._stiff: dict[str, str] = {}  # home of a map that cannot be made -> why
 
@@ -473,27 +476,52 @@ class Flow:
     def _split_known(self, grid: Labels, why: str) -> tuple[Labels | None, Labels | None]:
         """Rows and columns of a grid whose cells stand for atoms already, where that fits."""
         n, m = grid.shape
-        cells = [[self.atoms(int(x)) for x in row] for row in grid]
-        rows = [_common(row) for row in cells]
-        columns = [_common([cells[i][j] for i in range(n)]) for j in range(m)]
-        left = [
-            [[x for x in cells[i][j] if x not in rows[i] and x not in columns[j]] for j in range(m)]
-            for i in range(n)
-        ]
+        rows, columns, left = self._shared(grid)
         rest = [x for row in left for cell in row for x in cell]
+        places = None
         if len(rest) == n * m and all(len(cell) == 1 for row in left for cell in row):
             places = _product(np.array(rest, dtype=np.int64).reshape(n, m))
-            if places is not None:
-                of_row, of_column, grid = places
-                outer, inner = self._factor(grid)
-                rows = [(*r, int(outer[k])) for r, k in zip(rows, of_row, strict=True)]
-                columns = [(*c, int(inner[k])) for c, k in zip(columns, of_column, strict=True)]
-                rest = []
-        self.protect(rest, why)
+        if places is not None:
+            of_row, of_column, grid = places
+            outer, inner = self._factor(grid)
+            rows = [(*r, int(outer[k])) for r, k in zip(rows, of_row, strict=True)]
+            columns = [(*c, int(inner[k])) for c, k in zip(columns, of_column, strict=True)]
+        elif rest:
+            self._tie_leftovers(left, why)
+            rows, columns, left = self._shared(grid)
+            self.protect([x for row in left for cell in row for x in cell], why)
         return (
             _or_none(np.array([self._together_label(r) for r in rows], dtype=np.int64)),
             _or_none(np.array([self._together_label(c) for c in columns], dtype=np.int64)),
         )
+
+    def _shared(self, grid: Labels) -> tuple[list[Atoms], list[Atoms], list[list[Atoms]]]:
+        """What all cells of each row share, of each column, and what is left of each cell."""
+        cells = [[self.atoms(int(x)) for x in row] for row in grid]
+        rows = [_common(row) for row in cells]
+        columns = [_common(column) for column in zip(*cells, strict=True)]
+        left = [
+            [
+                tuple(x for x in cell if x not in r and x not in c)
+                for cell, c in zip(row, columns, strict=True)
+            ]
+            for row, r in zip(cells, rows, strict=True)
+        ]
+        return rows, columns, left
+
+    def _tie_leftovers(self, left: list[list[Atoms]], why: str) -> None:
+        """Make rows and columns of what fits neither: parts of a row go together, as do those of a
+        column.
+
+        As where the groups of a convolution are thirds of attention heads, or two halves of a
+        concatenation have widths of their own.
+        """
+        outer = [[[x for x in cell if self.level(x) == "outer"] for cell in row] for row in left]
+        inner = [[[x for x in cell if self.level(x) != "outer"] for cell in row] for row in left]
+        for lines in (outer, zip(*inner, strict=True)):
+            for line in lines:
+                if any(line):
+                    self.tie_all([x for cell in line for x in cell or [KEPT]], why)
 
 
 def unlabelled(shape: Shape | None, why: str) -> Value:

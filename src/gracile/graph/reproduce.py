@@ -8,6 +8,7 @@ that needs cuts of both halves stays as large as it is.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,15 @@ class Refusal:
         return f'{text.removesuffix("}").rstrip()},\n "plan": {self.plan.to_json().strip()}\n}}\n'
 
     def save(self, folder: Path) -> None:
-        """Write `<group>.json`."""
+        """Write `<group>.json`; beside other refusals of the group `<group>.2.json` and so on."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{self.group}.json", self.to_json().encode())
+        text = self.to_json()
+        for k in count(1):
+            file = folder / (f"{self.group}.json" if k == 1 else f"{self.group}.{k}.json")
+            if not file.exists():
+                write_atomic(file, text.encode())
+            if file.read_text(encoding="utf-8") == text:
+                return
 
 
 def _own(o: Operator) -> tuple[str, str, tuple[int, ...] | None]:

@@ -76,6 +76,7 @@ def remove_edits(
         gone_here = np.zeros(len(group.units), dtype=bool)
         gone_here[list(units)] = True
         members = []
+        same: dict[bytes, tuple[int, ...]] = {}  # most members of a group keep the same indices
         for axis, layout in group.layout.items():
             goes = gone_here[layout] & (layout >= 0)
             if not goes.any():
@@ -87,8 +88,8 @@ def remove_edits(
                     f"cutting {len(units)} unit(s) of '{group.id}' would leave nothing of "
                     f"'{axis[0]}' along dim {axis[1]}; keep at least one of its indices."
                 )
-            kept = tuple(keep.tolist())
-            members.append(Member(at=axis[0], dim=axis[1], of=len(before), keep=kept))
+            kept = same.setdefault(keep.tobytes(), tuple(keep.tolist()))
+            members.append(Member.trusted(at=axis[0], dim=axis[1], of=len(before), keep=kept))
             left[axis] = before[keep]
         edits.append(Remove(by=by, group=tuple(members)))
     return edits
@@ -119,8 +120,12 @@ def apply_removes(
     with torch.no_grad():
         for edit in edits:
             touched: dict[nn.Module, dict[tuple[str, int], tuple[int, ...]]] = {}
+            keeps: dict[tuple[int, ...], Tensor] = {}
             for member in edit.group:
-                for module, role in owners.get(_cut(model, member, optimizer), ()):
+                if member.keep not in keeps:
+                    keeps[member.keep] = torch.tensor(member.keep)
+                cut = _cut(model, member, keeps[member.keep], optimizer)
+                for module, role in owners.get(cut, ()):
                     touched.setdefault(module, {})[role, member.dim] = member.keep
             for module, kept in touched.items():
                 rule = rule_of_module(module)
@@ -308,7 +313,7 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return out
 
 
-def _cut(model: nn.Module, m: Member, optimizer: torch.optim.Optimizer | None) -> int:
+def _cut(model: nn.Module, m: Member, keep: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
     """Slice one tensor or channel map; return the tensor's id, 0 for a map."""
     path, _, name = m.at.rpartition(".")
     home = model.get_submodule(path)
@@ -321,7 +326,7 @@ def _cut(model: nn.Module, m: Member, optimizer: torch.optim.Optimizer | None) -
             raise UserError(f"'{m.at}' is neither a tensor nor a channel map of {type(home)}.")
         rule.cut_attribute(home, name, m.dim, m.keep)
         return 0
-    keep = torch.tensor(m.keep, device=tensor.device)
+    keep = keep.to(tensor.device)
     if optimizer is not None:
         _cut_state(optimizer, tensor, m.dim, keep)
     tensor.grad = None

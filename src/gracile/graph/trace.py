@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 from gracile.graph.normalize import argument, call_of
 from gracile.graph.oprule import rule_of_module
@@ -25,6 +26,7 @@ _DROPOUT_DEFAULTS = {"p": 0.5, "training": True, "inplace": False}
 _CONTAINERS = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder,
     nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+    parametrize.ParametrizationList, parametrizations._WeightNorm,
 )  # fmt: skip
 
 
@@ -50,6 +52,8 @@ def is_operator(module: nn.Module) -> bool:
     """Whether a module is one operator: torch's own, or one that an OpRule knows."""
     home = type(module).__module__
     own = home.startswith(("torch.nn.", "torch.ao.nn")) and not isinstance(module, _CONTAINERS)
+    if parametrize.is_parametrized(module):  # a subclass that computes its weight
+        return False
     return own or rule_of_module(module) is not None
 
 
@@ -71,8 +75,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule) and has_ids(model):
         return model
     whole: set[str] = set()
+    hooked = any(type(m).train is not nn.Module.train for m in model.modules())
     for _ in range(8):
-        (still, made), (moving, _) = (_trace_in(model, mode, whole) for mode in (False, True))
+        still, made, asks = _trace_in(model, False, whole)
+        moving = _trace_in(model, True, whole)[0] if asks or hooked else still
         differ = _owners_that_differ(still, moving)
         if not differ:
             break
@@ -89,9 +95,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
             model.__dict__.pop(name, None)
     module.training = model.training
     name_nodes(module, model)
-    _dropouts_to_modules(module, owned(moving))
-    module.graph.lint()
-    module.recompile()
+    if moving is not still:
+        _dropouts_to_modules(module, owned(moving))
+        module.graph.lint()
+        module.recompile()
     return module
 
 
@@ -104,6 +111,34 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags:
             m.training = training
+
+
+@contextmanager
+def _readings() -> Iterator[list[type[nn.Module]]]:
+    """Which modules ask whether they are in train mode, for as long as this lasts.
+
+    A forward that never asks, traced into its leaves, is the same in both modes.
+    """
+    read: list[type[nn.Module]] = []
+
+    def get(module: nn.Module) -> bool:
+        read.append(type(module))
+        if "training" in module.__dict__:
+            return bool(module.__dict__["training"])
+        raise AttributeError("training")  # a scripted module keeps it elsewhere
+
+    def put(module: nn.Module, training: bool) -> None:
+        module.__dict__["training"] = training
+
+    held = nn.Module.__dict__.get("training")
+    nn.Module.training = property(get, put)  # type: ignore[assignment]
+    try:
+        yield read
+    finally:
+        if held is None:
+            del nn.Module.training
+        else:
+            nn.Module.training = held
 
 
 @contextmanager
@@ -136,19 +171,20 @@ def owner(node: fx.Node) -> str:
 
 def _trace_in(
     model: nn.Module, training: bool, whole: Collection[str]
-) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph in one mode, and the tensors that the forward made from plain numbers."""
+) -> tuple[fx.Graph, dict[str, Any], bool]:
+    """The graph in one mode, the tensors made from plain numbers, whether `training` was read."""
     before = set(model.__dict__)
     with restored_modes(model), spelled_out():
         model.train(training)
         try:
-            graph = _Tracer(whole).trace(model)
+            with _readings() as read:
+                graph = _Tracer(whole).trace(model)
         except Exception as e:
             text = str(e).strip().split("\n")[0]
             raise CannotTrace(f"{type(e).__name__}: {text}") from e
         finally:  # fx leaves those tensors on the model; they belong to the graph
             made = {n: model.__dict__.pop(n) for n in set(model.__dict__) - before}
-    return graph, made
+    return graph, made, bool(read)
 
 
 def owned(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -160,6 +196,8 @@ def owned(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _owners_that_differ(a: fx.Graph, b: fx.Graph) -> set[str]:
+    if a is b:
+        return set()
     left, right = owned(a), owned(b)
     return {
         path

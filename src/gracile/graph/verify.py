@@ -1,8 +1,8 @@
 """The proof of a cut: the sliced model computes what the masked model computes.
 
 "Masked" means: everything that belongs to a removed unit is zero, in the weights that make it, in
-the weights that read it, and in normalization scales and shifts. Statistics are those of the kept
-channels, dropout is off.
+the weights that read it (as they are computed, where the forward computes them), and in
+normalization scales and shifts. Statistics are those of the kept channels, dropout is off.
 """
 
 import copy
@@ -21,7 +21,7 @@ from gracile.errors import GracileError, UserError, VerificationError
 from gracile.graph.capture import as_inputs, capture, quiet, repeatable
 from gracile.graph.dependency import Following, follow
 from gracile.graph.graph import Graph
-from gracile.graph.labels import Axes, Flow, Labels, Value
+from gracile.graph.labels import Axes, Flow, Labels, Several, Value
 from gracile.graph.oprule import rule_of_module, rule_of_op
 from gracile.graph.reproduce import Operator, operator
 from gracile.graph.trace import CannotTrace, trace
@@ -194,8 +194,9 @@ def kept_statistics(
 
 
 def _losing_statistics(graph: Graph, found: Following, edits: Sequence[Remove]) -> set[str]:
-    """Operators that take statistics over channels of which some go."""
-    takers = [n.id for n in graph if rule_of_op(n.op).statistic]
+    """Operators that take statistics over channels of which some go, or make weights of them."""
+    noted = found.flow.statistics
+    takers = [n.id for n in graph if n.id in noted or rule_of_op(n.op).statistic]
     if not takers:
         return set()
     gone = gone_units(found.flow, edits)
@@ -219,41 +220,45 @@ def gone_units(flow: Flow, edits: Sequence[Remove]) -> set[int]:
 
 
 def _loses(id: str, graph: Graph, found: Following, gone: set[int]) -> bool:
-    return any(
-        k is not None
-        for i in (id, *graph[id].inputs)
-        for k in _kept(found.values[i], found.flow, gone)
-    )
+    kept = [_kept(found.values[i], found.flow, gone) for i in (id, *graph[id].inputs)]
+    return any(k is not None for k in pytree.tree_leaves(kept))
 
 
-def _kept(value: Value, flow: Flow, gone: set[int]) -> list[Tensor | None]:
-    """For each dim the indices that stay; None for all."""
+def _kept(value: Value, flow: Flow, gone: set[int]) -> list[Any]:
+    """For each dim its size and the indices that stay; None for all. Of several values a list."""
+    if isinstance(value, Several):
+        return [_kept(v, flow, gone) for v in value.values]
     if not isinstance(value, Axes):
         return []
     return [None if v is None else _kept_indices(v, flow, gone) for v in value.dims]
 
 
-def _kept_indices(labels: Labels, flow: Flow, gone: set[int]) -> Tensor | None:
+def _kept_indices(labels: Labels, flow: Flow, gone: set[int]) -> tuple[int, Tensor] | None:
     keep = [
         i for i, x in enumerate(flow.find(labels).tolist()) if not gone.intersection(flow.atoms(x))
     ]
-    return None if len(keep) == len(labels) else torch.tensor(keep, dtype=torch.long)
+    n = len(labels)
+    return None if len(keep) == n else (n, torch.tensor(keep, dtype=torch.long))
 
 
-def _kept_of(x: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+def _kept_of(x: Any, kept: Sequence[Any]) -> Any:
+    if isinstance(x, (tuple, list)) and kept:
+        return tuple(_kept_of(*pair) for pair in zip(x, kept, strict=True))
     for dim, keep in enumerate(kept):
         if keep is not None:
-            x = x.index_select(dim, keep.to(x.device))
+            x = x.index_select(dim, keep[1].to(x.device))
     return x
 
 
-def _among_zeros(x: Tensor, kept: Sequence[Tensor | None], shape: Sequence[int]) -> Tensor:
+def _among_zeros(x: Any, kept: Sequence[Any]) -> Any:
     """Inverse of `_kept_of`: zeros where something was removed."""
+    if isinstance(x, (tuple, list)) and kept:
+        return tuple(_among_zeros(*pair) for pair in zip(x, kept, strict=True))
     for dim, keep in enumerate(kept):
         if keep is not None:
             size = list(x.shape)
-            size[dim] = shape[dim]
-            x = x.new_zeros(size).index_copy(dim, keep.to(x.device), x)
+            size[dim] = keep[0]
+            x = x.new_zeros(size).index_copy(dim, keep[1].to(x.device), x)
     return x
 
 
@@ -275,7 +280,6 @@ class _Masked(nn.Module):
         self.__dict__["_sliced"] = sliced  # not a part of this model
         self.twins = {n.meta["id"]: n for n in sliced.graph.nodes}
         self.kept = {id: _kept(v, found.flow, gone) for id, v in found.values.items()}
-        self.shapes = {n.id: n.shape for n in graph}
 
     def forward(self, *inputs: Any) -> Any:
         """As the graph, statistics over kept channels."""
@@ -290,29 +294,35 @@ class _Statistics(fx.Interpreter):
     def __init__(self, home: _Masked):
         super().__init__(home.module)
         self.home = home
+        self.sizes: dict[fx.Node, Any] = {}  # of what is kept
 
     def run_node(self, n: fx.Node) -> Any:
         id = n.meta["id"]
-        if id not in self.home.special:
-            return super().run_node(n)
-        twin = self.home.twins[id]
+        if id in self.home.special:
+            return _among_zeros(self._sliced(n), self.home.kept[id])
+        out = super().run_node(n)
+        if self.home.graph[id].op == "size":
+            self.sizes[n] = self._sliced(n)
+        return out
+
+    def _sliced(self, n: fx.Node) -> Any:
+        """What the sliced model's operator makes of what is kept."""
+        twin = self.home.twins[n.meta["id"]]
         mine = dict(zip(twin.all_input_nodes, n.all_input_nodes, strict=True))
 
-        def sliced(node: fx.Node) -> Any:
-            value = self.env[mine[node]]
-            kept = self.home.kept[mine[node].meta["id"]]
-            return _kept_of(value, kept) if isinstance(value, Tensor) else value
+        def kept(node: fx.Node) -> Any:
+            here = mine[node]
+            if here in self.sizes:
+                return self.sizes[here]
+            return _kept_of(self.env[here], self.home.kept[here.meta["id"]])
 
-        args, kwargs = fx.node.map_arg((twin.args, dict(twin.kwargs)), sliced)
+        args, kwargs = fx.node.map_arg((twin.args, dict(twin.kwargs)), kept)
         target: Any = twin.target
         if n.op == "call_module":
-            out = self.home.__dict__["_sliced"].get_submodule(target)(*args, **kwargs)
-        elif n.op == "call_method":
-            out = getattr(args[0], target)(*args[1:], **kwargs)
-        else:
-            out = target(*args, **kwargs)
-        shape = self.home.shapes[id]
-        return out if shape is None else _among_zeros(out, self.home.kept[id], shape)
+            return self.home.__dict__["_sliced"].get_submodule(target)(*args, **kwargs)
+        if n.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -367,17 +377,13 @@ def _same_outputs(
     expected: list[Any] | None = None,
 ) -> float:
     if expected is None:
-        expected = pytree.tree_leaves(_forward(masked, inputs, training))
+        expected = _ran(masked, inputs, training)
     if not all(_some_finite(v) for v in expected):
         raise VerificationError(
             "the cut cannot be verified: the model's output has no finite number for an example. "
             "Check the weights (has the training diverged?) and the example."
         )
-    try:
-        got = pytree.tree_leaves(_forward(sliced, inputs, training))
-    except Exception as e:
-        text = str(e).strip().split("\n")[0]
-        raise _Different(f"{type(e).__name__}: {text}", inputs, training) from e
+    got = _ran(sliced, inputs, training)
     worst = 0.0
     for a, b in zip(expected, got, strict=True):
         if not isinstance(a, Tensor):
@@ -391,6 +397,15 @@ def _same_outputs(
             raise _Different(text, inputs, training)
         worst = max(worst, error)
     return worst
+
+
+def _ran(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> list[Any]:
+    """The outputs; statistics of the kept channels may fail in the masked model as well."""
+    try:
+        return pytree.tree_leaves(_forward(model, inputs, training))
+    except Exception as e:
+        text = str(e).strip().split("\n")[0]
+        raise _Different(f"{type(e).__name__}: {text}", inputs, training) from e
 
 
 def _same_buffers(

@@ -6,6 +6,7 @@ parameters that one is given at the call.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,18 +17,26 @@ from torch.nn import functional as F
 class Reshape(nn.Module):
     """``x.reshape(sizes)``; a size that is None is given at the call, in order.
 
+    A tuple stands for dims of the input that become one: a batch and the heads in it.
+
     >>> Reshape([None, 2, 3])(torch.zeros(4, 6), 4).shape
     torch.Size([4, 2, 3])
+    >>> Reshape([(0, 1), 3])(torch.zeros(4, 2, 3)).shape
+    torch.Size([8, 3])
     """
 
-    def __init__(self, sizes: Sequence[int | None]):
+    def __init__(self, sizes: Sequence[int | tuple[int, ...] | None]):
         super().__init__()
         self.sizes = list(sizes)
 
     def forward(self, x: Tensor, *given: int) -> Tensor:
         """x in the new shape."""
+        return x.reshape(self._at(x, given))
+
+    def _at(self, x: Tensor, given: tuple[int, ...]) -> list[int]:
         rest = iter(given)
-        return x.reshape([next(rest) if n is None else n for n in self.sizes])
+        sizes = [next(rest) if n is None else n for n in self.sizes]
+        return [prod(x.shape[d] for d in n) if isinstance(n, tuple) else n for n in sizes]
 
     def extra_repr(self) -> str:
         """The sizes."""
@@ -39,8 +48,7 @@ class Expand(Reshape):
 
     def forward(self, x: Tensor, *given: int) -> Tensor:
         """x with dims of size 1 repeated."""
-        rest = iter(given)
-        return x.expand([next(rest) if n is None else n for n in self.sizes])
+        return x.expand(self._at(x, given))
 
 
 class Split(nn.Module):

@@ -16,12 +16,13 @@ from patterns import (
     residual,
     several_inputs_outputs,
     shared_tied,
+    weights,
 )
 from patterns.base import ALL, Pattern
 
 FAMILIES = (
     arithmetic, attention, concat_split, constants, convolution, embedding, functional,
-    gates, norm, odd, recurrent, reshape, residual, several_inputs_outputs, shared_tied,
+    gates, norm, odd, recurrent, reshape, residual, several_inputs_outputs, shared_tied, weights,
 )  # fmt: skip
 
 __all__ = ["ALL", "FAMILIES", "Pattern"]

@@ -62,6 +62,22 @@ def test_one_unit_takes_the_parameters_counted_by_hand(pattern: Pattern):
 
 
 @every_pattern
+def test_a_cut_model_takes_the_batches_that_the_whole_one_takes(pattern: Pattern):
+    model, inputs = pattern.build()
+    larger = tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in inputs)
+    try:
+        wanted = [x.shape for x in outputs(copy.deepcopy(model), larger)]
+    except Exception:
+        return  # its first dim is no batch, or its size is written in the forward
+    groups = groups_of(model, inputs)
+    rng = random.Random(2)
+    gone = {g.id: half(g, rng) for g in free_groups(groups)[:1]}
+    if any(gone.values()):
+        smaller, _ = cut(model, inputs, list(groups.values()), gone)
+        assert [x.shape for x in outputs(smaller, larger)] == wanted
+
+
+@every_pattern
 def test_nothing_that_writes_channels_is_missing(pattern: Pattern):
     model, inputs = pattern.build()
     graph = capture(model, inputs)

@@ -231,7 +231,9 @@ class Div(Broadcast):
         if by_numbers or not isinstance(divisor, Axes) or not divisor.labelled:
             return super().flow(node, values, flow)
         below = node.fx.args[1] if node.fx is not None and len(node.fx.args) > 1 else None
-        if not _never_zero(below):
+        if node.id in flow.constant:  # as in a computed weight: proven on what is kept
+            flow.statistics.add(node.id)
+        elif not _never_zero(below):
             return flow.give_up(node, values, "'div' divides by channels")
         return super().flow(node, values, flow)
 

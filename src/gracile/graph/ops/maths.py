@@ -61,7 +61,9 @@ class Singular(OpRule):
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Dims without channels pass."""
         value = values[0] if len(values) == 1 else None
-        if not isinstance(value, Axes) or value.labelled:
+        if isinstance(value, Axes) and node.id in flow.constant:
+            flow.statistics.add(node.id)  # as in a computed weight: proven on what is kept
+        elif not isinstance(value, Axes) or value.labelled:
             return flow.give_up(node, values, f"'{node.op}' is infinite at zero")
         return value
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,8 +26,11 @@ class _PerChannel(OpRule):
         value = values[0]
         if not isinstance(value, Axes) or len(value.dims) < 2:
             return flow.give_up(node, values, f"'{node.op}' is not over dim 1")
-        flow.only(value, node, (0, 1))
-        labels = _params(node, flow, 0, "num_features", value.dims[1])
+        if node.module is None and _of_batch(node) and any(d != 1 for d in value.labelled):
+            flow.statistics.add(node.id)  # of a weight: over what is left of its other dims
+        else:
+            flow.only(value, node, (0, 1))
+        labels = _params(node, values, flow, 0, "num_features", value.dims[1])
         if labels is None:
             return value
         return value.with_dim(1, labels)
@@ -122,7 +126,7 @@ class GroupNorm(OpRule):
         if not isinstance(value, Axes) or not isinstance(groups, int):
             return flow.give_up(node, values, "'group_norm' hard-codes its number of groups")
         flow.only(value, node, (0, 1))
-        labels = _params(node, flow, 0, "num_channels", value.dims[1])
+        labels = _params(node, values, flow, 0, "num_channels", value.dims[1])
         if labels is None:
             return value
         why = f"the groups of '{node.id}' are of one size"
@@ -166,7 +170,7 @@ class _LastDims(OpRule):
         if home is None and any(d >= first for d in value.labelled):
             home = flow.channel_map(node, maps.norm_of(node))
         for k in range(len(normalized)):
-            labels = _params(node, flow, k, "normalized_shape", value.dims[first + k], home)
+            labels = _params(node, values, flow, k, "normalized_shape", value.dims[first + k], home)
             out = out.with_dim(first + k, labels)
         return out
 
@@ -222,8 +226,19 @@ class Normalize(OpRule):
         return values[0]
 
 
+def _of_batch(node: Node) -> bool:
+    """Whether there are no running statistics."""
+    return node.attrs.get("running_mean") is None and "running_mean" not in node.params
+
+
 def _params(
-    node: Node, flow: Flow, dim: int, count: str, labels: Labels | None, home: str | None = None
+    node: Node,
+    values: Sequence[Value],
+    flow: Flow,
+    dim: int,
+    count: str,
+    labels: Labels | None,
+    home: str | None = None,
 ) -> Labels | None:
     """Tie a dim of a norm's tensors to the channels it normalizes; without tensors, its count."""
     home = home or node.module
@@ -232,9 +247,14 @@ def _params(
         size = 0 if labels is None else len(labels)
         if size:
             own.append(flow.map_axis(f"{home}.{count}", dim, size))
-    for axis in own:
-        if labels is None:
-            flow.protect(axis, f"the channels of '{node.id}' stay")
+    for value in values[1:]:  # scales and shifts that are computed
+        if labels is not None:
+            own.append(flow.along(value, node, dim, len(labels)))
         else:
-            flow.tie(labels, axis, f"the channels of '{node.id}' stay")
+            flow.protect_value(value, f"the channels of '{node.id}' stay")
+    if own and labels is None:
+        flow.protect(np.concatenate(own), f"the channels of '{node.id}' stay")
+    elif own and labels is not None:
+        every = np.tile(labels, len(own))
+        flow.tie(every, np.concatenate(own), f"the channels of '{node.id}' stay")
     return labels

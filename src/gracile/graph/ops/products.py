@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gracile.graph.graph import Node
-from gracile.graph.labels import KEPT, Axes, Flow, Labels, Value
+from gracile.graph.labels import Axes, Flow, Labels, Value
 from gracile.graph.maps import conv_of
+from gracile.graph.operands import Operand, known, operands
 from gracile.graph.oprule import Kept, OpRule, Shape, oprule
 from gracile.graph.ops.elementwise import broadcast
+from gracile.graph.ops.weights import coupled, mark_constant, shape_of_weight, source_of
 from gracile.graph.producers import mark_product
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -46,23 +47,27 @@ class _Convolution(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Output channels are new; input channels are tied to the weight that reads them."""
-        weight, groups = node.params.get("weight"), node.attrs.get("groups")
-        value = values[0] if len(values) == 1 else None
-        if weight is None or not isinstance(value, Axes) or not isinstance(groups, int):
-            return flow.give_up(node, values, f"the weight of '{node.op}' is computed")
-        dim = len(value.dims) - len(node.attrs["kernel_size"]) - 1
+        given, groups = operands(node, values, flow, CONV), node.attrs.get("groups")
+        value = given["input"].axes if "input" in given else None
+        weight, attrs = source_of(node, given), dict(node.attrs)
+        if weight is None or value is None or not isinstance(groups, int):
+            return flow.give_up(node, values, f"the weight or groups of '{node.op}' are computed")
+        if isinstance(weight, Operand):
+            self.complete(attrs, {"weight": weight.shape or ()})
+        dim = len(value.dims) - len(attrs["kernel_size"]) - 1
         flow.only(value, node, (0, dim) if dim else (dim,))
-        fed = flow.along(value, node, dim, node.attrs["in_channels"])
+        fed = flow.along(value, node, dim, attrs["in_channels"])
         out, outer = self.couple(node, weight, groups, fed, flow)
         if groups > 1 and outer is not None:
             self.count_groups(node, outer, groups, flow)
-        if "bias" in node.params:
-            flow.tie(out, flow.axis(node.params["bias"], 0), f"the outputs of '{node.id}' stay")
+        _tie_bias(node, given.get("bias"), out, flow)
         rest = (None,) * (len(value.dims) - dim - 1)
+        if (out < 0).all():
+            return Axes((*value.dims[:dim], None, *rest), f"the weight of '{node.id}' stays")
         return Axes((*value.dims[:dim], out, *rest), "it lies in space")
 
     def couple(
-        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+        self, node: Node, weight: str | Operand, groups: int, fed: Labels, flow: Flow
     ) -> tuple[Labels, Labels | None]:
         """Tie the labels of the input to the weight; those of the output and of the groups."""
         raise TypeError(f"{type(self).__name__} must say how its weight is laid out")
@@ -98,19 +103,17 @@ class Conv(_Convolution):
     }  # fmt: skip
 
     def couple(
-        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+        self, node: Node, weight: str | Operand, groups: int, fed: Labels, flow: Flow
     ) -> tuple[Labels, Labels | None]:
         """Whole groups go with their inputs; within them inputs and outputs by themselves."""
-        out, inner = flow.written(weight, 0), flow.read(weight, 1)
-        why = f"the inputs of '{node.id}' stay"
+        out, inner, why = coupled(node, weight, flow, 0, 1)
         if groups == 1:
             flow.tie(fed, inner, why)
             return out, None
         ins, columns = flow.split(fed, (groups, len(inner)), why)
         outs, _ = flow.split(out, (groups, len(out) // groups), why)
-        if outs is not None:
-            flow.tie(_known(ins, groups), outs, why)
-        flow.tie(_known(columns, len(inner)), inner, why)
+        flow.tie(known(ins, groups), known(outs, groups), why)
+        flow.tie(known(columns, len(inner)), inner, why)
         return out, outs
 
     def resize(self, module: Any, kept: Kept) -> None:
@@ -120,9 +123,8 @@ class Conv(_Convolution):
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Output elements x (I/groups) x kernel."""
-        if node.shape is None or "weight" not in params:
-            return 0
-        return prod(node.shape) * prod(params["weight"][1:])
+        weight = shape_of_weight(inputs, params)
+        return 0 if node.shape is None or weight is None else prod(node.shape) * prod(weight[1:])
 
 
 @oprule("conv_transpose", source="torch.nn.functional.conv_transpose*d: weight (I, O/groups, k...)")
@@ -140,11 +142,10 @@ class ConvTranspose(_Convolution):
     out_dim = 1
 
     def couple(
-        self, node: Node, weight: str, groups: int, fed: Labels, flow: Flow
+        self, node: Node, weight: str | Operand, groups: int, fed: Labels, flow: Flow
     ) -> tuple[Labels, Labels | None]:
         """The weight is (I, O/groups): its second dim appears once in every group."""
-        rows, out = flow.read(weight, 0), flow.written(weight, 1)
-        why = f"the inputs of '{node.id}' stay"
+        out, rows, why = coupled(node, weight, flow, 1, 0)
         flow.tie(fed, rows, why)
         if groups == 1:
             return out, None
@@ -159,9 +160,10 @@ class ConvTranspose(_Convolution):
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Input elements x (O/groups) x kernel: every input pixel is spread over a kernel."""
-        if not inputs or inputs[0] is None or "weight" not in params:
+        weight = shape_of_weight(inputs, params)
+        if not inputs or inputs[0] is None or weight is None:
             return 0
-        return prod(inputs[0]) * prod(params["weight"][1:])
+        return prod(inputs[0]) * prod(weight[1:])
 
 
 @oprule("linear", source="torch.nn.functional.linear: weight (O, I)")
@@ -181,18 +183,16 @@ class Linear(OpRule):
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """Output features are new; the last dim of the input is tied to the weight's columns."""
-        weight, value = node.params.get("weight"), values[0] if values else None
-        if weight is None or not isinstance(value, Axes) or len(values) > 2:
+        given = operands(node, values, flow, ("input", "weight", "bias"))
+        value = given["input"].axes if "input" in given else None
+        weight = source_of(node, given)
+        if value is None or weight is None:
             return flow.give_up(node, values, "the weight of 'linear' is computed")
-        columns, out = flow.read(weight, 1), flow.written(weight, 0)
+        out, columns, why = coupled(node, weight, flow, 0, 1)
         fed = flow.along(value, node, len(value.dims) - 1, len(columns))
-        flow.tie(fed, columns, f"the inputs of '{node.id}' stay")
-        if "bias" in node.params:
-            flow.tie(out, flow.axis(node.params["bias"], 0), f"the outputs of '{node.id}' stay")
-        if len(values) == 2:  # a computed bias
-            bias = flow.along(values[1], node, 0, len(out))
-            flow.tie(out, bias, f"the computed bias of '{node.id}' stays")
-        return value.with_dim(len(value.dims) - 1, out)
+        flow.tie(fed, columns, why)
+        _tie_bias(node, given.get("bias"), out, flow)
+        return value.with_dim(len(value.dims) - 1, None if (out < 0).all() else out)
 
     def resize(self, module: Any, kept: Kept) -> None:
         """Feature counts from the weight."""
@@ -200,9 +200,8 @@ class Linear(OpRule):
 
     def macs(self, node: Node, inputs: Sequence[Shape | None], params: Mapping[str, Shape]) -> int:
         """Output elements x input features."""
-        if node.shape is None or "weight" not in params:
-            return 0
-        return prod(node.shape) * params["weight"][1]
+        weight = shape_of_weight(inputs, params)
+        return 0 if node.shape is None or weight is None else prod(node.shape) * weight[1]
 
 
 @oprule("matmul", source="torch.matmul")
@@ -227,6 +226,9 @@ class Matmul(OpRule):
             return flow.give_up(node, values, "'matmul' does not multiply two matrices")
         left, right = shapes[0] or (), shapes[1] or ()
         mark_product(node, values, flow, ((-1,), (-2,)), ((-2,), (-1,)))
+        given = operands(node, values, flow, ("a", "b"))
+        mark_constant(node, given.get("a"), flow, -2, -1)
+        mark_constant(node, given.get("b"), flow, -1, -2)
         inner, why = left[-1], f"'{node.id}' multiplies it with something that stays"
         k = flow.along(a, node, len(left) - 1, inner)
         flow.tie(k, flow.along(b, node, len(right) - 2, inner), why)
@@ -244,5 +246,10 @@ class Matmul(OpRule):
         return prod(node.shape) * inputs[0][-1]
 
 
-def _known(labels: Labels | None, size: int) -> Labels:
-    return np.full(size, KEPT, dtype=np.int64) if labels is None else labels
+def _tie_bias(node: Node, bias: Operand | None, out: Labels, flow: Flow) -> None:
+    """A parameter's or a computed one's channels are those of the output."""
+    if "bias" in node.params:
+        flow.tie(out, flow.axis(node.params["bias"], 0), f"the outputs of '{node.id}' stay")
+    elif bias is not None:
+        labels = flow.along(bias.value, node, 0, len(out))
+        flow.tie(out, labels, f"the computed bias of '{node.id}' stays")

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from gracile.graph.graph import Node
-from gracile.graph.labels import Axes, Fixed, Flow, Labels, Value
+from gracile.graph.labels import Axes, Fixed, Flow, Labels, Value, segments
 from gracile.graph.maps import ChannelMap
 from gracile.graph.oprule import OpRule, oprule
 from gracile.nn import maps
@@ -49,13 +49,19 @@ class _Sized(OpRule):
         stiff = [d for d in out.labelled if given[d] != -1]
         if not stiff:
             return out
+        merged = {d: dims for d, dims in self.merged(node, flow).items() if d in stiff}
         known = [d for d in range(len(shape)) if d in stiff or (d and shape[d] == 1)]
-        sizes = [_size(given[d], shape[d], d in known) for d in range(len(shape))]
+        sizes = [merged.get(d) or _size(given[d], shape[d], d in known) for d in range(len(shape))]
         free = tuple(g for g, n in zip(given, sizes, strict=True) if n is None)
         map_ = None
         if node.fx is not None:
             map_ = ChannelMap(self.module(sizes), (node.fx.args[0], *free))
-        return _tie_sizes(out, f"{flow.channel_map(node, map_)}.sizes", stiff, flow, node)
+        home = flow.channel_map(node, map_)
+        return _tie_sizes(out, f"{home}.sizes", [d for d in stiff if d not in merged], flow, node)
+
+    def merged(self, node: Node, flow: Flow) -> dict[int, tuple[int, ...]]:
+        """Dims of the output that are several of the input: their size follows from these."""
+        return {}
 
     def moved(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:
         """The labels of the output."""
@@ -84,7 +90,7 @@ class _Sized(OpRule):
     def attribute_size(self, module: Any, name: str, dim: int) -> int | None:
         """A size."""
         sizes = getattr(module, name, ()) if name in ("sizes", "unflattened_size") else ()
-        return sizes[dim] if dim < len(sizes) else None
+        return sizes[dim] if dim < len(sizes) and isinstance(sizes[dim], int) else None
 
     def cut_attribute(self, module: Any, name: str, dim: int, keep: Sequence[int]) -> None:
         """Set a size."""
@@ -107,6 +113,12 @@ class Reshape(_Sized):
         ".unflatten": ("input", "dim", "unflattened_size"),
         "aten.unflatten": ("input", "dim", "unflattened_size"),
     }  # fmt: skip
+
+    def merged(self, node: Node, flow: Flow) -> dict[int, tuple[int, ...]]:
+        """As where a batch and its heads become one dim, whatever the size of the batch."""
+        before = flow.shape_of(node.inputs[0])
+        found = segments(before, node.shape) if before is not None and node.shape else []
+        return {new[0]: tuple(old) for old, new in found if len(new) == 1 and len(old) > 1}
 
 
 @oprule("expand", source="torch.Tensor.expand")
