@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gracile.benchmark.processor import cpu_name
 from gracile.benchmark.timing import (
     Timings,
-    cpu_name,
     median_interval,
     ratio_interval,
 )

@@ -100,7 +100,7 @@ def proven(result: Result, runtime: str, path: Path, x: Tensor) -> Artifact:
     artifact: Artifact = write(result.model, result.plan, result.tensors, x, path, {})
     report = parity.check(result.model, load(artifact), x, precision=artifact.precision)
     if report.first_bad is not None:
-        parity.require(report)
+        parity.require(report, result.plan)
     return artifact
 
 

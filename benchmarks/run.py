@@ -25,6 +25,7 @@ from benchmarks import (
     fakequant,
     hints,
     pipeline,
+    pruning,
     runtimes,
     session_overhead,
     sparsity,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Any] = {
         structure,
         structure_speed,
         pipeline,
+        pruning,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"

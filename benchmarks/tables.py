@@ -22,7 +22,7 @@ in `results/`; no number here was typed. What stands in one table was measured t
 interleaved rounds, and only those numbers should be compared with each other: absolute times move
 with the machine and with whatever else runs on it, which is why the load average is given.
 A value in brackets is the 95 % bootstrap interval over rounds. Weights are random, so nothing here
-speaks about accuracy.
+speaks about accuracy, unless a section names its data and weights.
 """
 EMPTY = "\nThere are no results here yet: run `make bench`.\n"
 

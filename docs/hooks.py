@@ -29,6 +29,7 @@ TITLES = {
     "method": "Methods",
     "criterion": "Criteria",
     "granularity": "Granularities",
+    "penalty": "Penalties",
     "ramp": "Ramps",
     "observer": "Observers",
     "fake_quant": "Fake quantization",
@@ -43,6 +44,7 @@ WHAT = {
     "method": "What a recipe may ask for. Each has a page of its own under Methods.",
     "criterion": "`criterion:` of a pruning method: how important a weight is.",
     "granularity": "`granularity:` of a pruning method: which weights go as one.",
+    "penalty": "`penalty:` of `regularize: penalty`: what is added to the loss.",
     "ramp": "`ramp:` of a sparsity: how a level moves from initial to final.",
     "observer": "`observer:` of a quantization method: the range of a tensor.",
     "fake_quant": "The rounding rule of quantization in training.",
@@ -198,8 +200,11 @@ def recipe_page() -> str:
         "|---|---|---|",
         "| `recipe` | required | version of the format: 1 |",
         "| `seed` | `0` | every random number of a run derives from it |",
+        "| `compat` | `none` | `strict`: as Distiller did, defects included where "
+        "[the guide](../guide/from-distiller.md) says so |",
         "| `goal` | | what must come out, see below |",
         "| `train` | | how the model is trained while it is compressed |",
+        "| `accuracy` | | train until the accuracy is good enough, or look for the highest level |",
         "| `data` | | which rows serve for what |",
         "| `methods` | | id -> `{<verb>: <method>, <options>}`; due at one instant, they act in "
         "this order |",
@@ -209,10 +214,17 @@ def recipe_page() -> str:
         ("goal", schema.Goal),
         ("train", schema.Train),
         ("train.optimizer", schema.Optimizer),
+        ("accuracy", schema.Accuracy),
         ("data", schema.Data),
     ):
         lines += model_table(model, f"`{key}`")
-    lines += ["## `train.lr`", "", "`{class: NAME, ...}`, the classes and arguments of torch:", ""]
+    lines += [
+        "## `train.lr`",
+        "",
+        "`{class: NAME, ...}`, the classes and arguments of torch "
+        "(`MultiStepMultiGammaLR` and `Spans` are Distiller's):",
+        "",
+    ]
     lines += [f"- `{name}`" for name in lr._KINDS]
     lines += ["", "## `methods`", ""]
     for e in registry.entries("method"):

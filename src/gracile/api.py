@@ -7,12 +7,14 @@ records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, thread
 """
 
 import argparse
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from gracile import registry
 from gracile.benchmark.artifact import Artifact
@@ -31,6 +33,7 @@ from gracile.models.spec import resolve as resolve_model
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.patch import with_overrides
 from gracile.recipe.schema import Recipe
+from gracile.train.accuracy_aware import AccuracyAware
 from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
@@ -78,11 +81,12 @@ def compress(
     """Compress a model as a recipe says, with your own data loaders.
 
     Args:
-        model: trained further in place; the result holds the compressed one.
+        model: trained further in place (a copy of it, if the recipe has `accuracy`); the result
+            holds the compressed one.
         recipe: a Recipe or the path of one.
         example: an input batch of at least 2 samples, on the model's device.
         train: sized loader of (input, label); needed if the recipe trains.
-        val: loader of (input, label) for the curves.
+        val: loader of (input, label) for the curves, and for the recipe's `accuracy`.
         calibration: batches of inputs, or of (input, label), all of them used; default so many
             images of `train` as the recipe's `data.calibration` says.
         profile: the quantizer profile of the target runtime.
@@ -101,18 +105,30 @@ def compress(
     batches = _Repeated(train, example.device) if train is not None else None
     if calibration is None and train is not None:
         calibration = _First(train, recipe.data.calibration)
-    session = Session(
-        model,
-        recipe,
-        make_optimizer(model, recipe.train) if recipe.train.epochs else None,
-        example=example,
-        steps_per_epoch=len(batches) if batches is not None and recipe.train.epochs else None,
-        calibration=calibration,
-        profile=profile,
-        architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
-    )
-    if recipe.train.epochs and batches is not None:
-        fit(session, batches, val=(lambda: val) if val is not None else None, progress=progress)
+
+    def started(model: nn.Module) -> Session:
+        return Session(
+            model,
+            recipe,
+            make_optimizer(model, recipe.train) if recipe.train.epochs else None,
+            example=example,
+            steps_per_epoch=len(batches) if batches is not None and recipe.train.epochs else None,
+            calibration=calibration,
+            profile=profile,
+            architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
+            loss_of=cross_entropy,
+        )
+
+    validation = (lambda: val) if val is not None else None
+    if not recipe.train.epochs or batches is None:
+        return started(model).finish()
+    if recipe.accuracy is not None:
+        session = AccuracyAware(
+            lambda: started(copy.deepcopy(model)), batches, val=validation, progress=progress
+        ).fit()
+    else:
+        session = started(model)
+        fit(session, batches, val=validation, progress=progress)
     return session.finish()
 
 
@@ -153,7 +169,8 @@ def export(
             loaded,
             example if inputs is None else inputs,
             precision=artifact.precision,
-        )
+        ),
+        result.plan,
     )
     return artifact
 
@@ -236,6 +253,7 @@ def session_from(
         epochs=epochs,
         calibration=_First(train, recipe.data.calibration),
         profile=profiles.pop() if len(profiles) == 1 else "portable",
+        loss_of=cross_entropy,
     )
 
 

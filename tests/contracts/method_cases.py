@@ -19,6 +19,26 @@ CASES = {
     "prune/thin": f"filters: {GRADUAL}\n  m: {{prune: thin, when: {{at: 2ep}}}}",
     "prune/structure": f"m: {{prune: structure, ratio: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}",
     "prune/depth": "m: {prune: depth, count: 1, when: {at: 1ep}}",
+    "prune/gates": 'm: {prune: gates, weights: "type:Conv2d", sparsity: 0.5, gate_lr: 1, '
+    "when: {start: 0ep, stop: 2ep}}",
+    "prune/threshold": 'm: {prune: threshold, weights: "type:Conv2d", threshold: 0.6, '
+    "relative_to: std, when: {start: 0ep, stop: 2ep}}",
+    "prune/splicing": 'm: {prune: splicing, weights: "type:Conv2d", sensitivity: 0.3, '
+    "when: {start: 0ep, stop: 2ep, every: 2mb}}",
+    "prune/rnn": "m: {prune: rnn, weights: inner, q: 0.06, ramp_at: 1ep, when: {start: 0ep}}",
+    "prune/drop": 'm: {prune: drop, weights: "type:Conv2d", range: [0.1, 0.5], lifetime: span, '
+    "when: {start: 0ep, every: 2mb}}",
+    "prune/n_m": "m: {prune: n_m, weights: [inner, outer], masked: trained, sr_ste: 2e-4, "
+    "when: {start: 0ep, stop: 2ep, every: 1mb}}",
+    "prune/keep_zeros": 'few: {prune: oneshot, weights: "type:Conv2d", sparsity: 0.5, '
+    'when: {at: 0ep}}\n  m: {prune: keep_zeros, weights: "type:Conv2d", when: {at: 1ep}}',
+    "prune/lottery": 'm: {prune: lottery, weights: "type:Conv2d", sparsity: 0.3, rewind_to: 2mb, '
+    "when: {start: 1ep, every: 2mb}}",
+    "recover/batch_norm": "m: {recover: batch_norm, when: {at: end}}",
+    "recover/reconstruct": f"filters: {GRADUAL}\n  m: {{recover: reconstruct, when: {{at: 2ep}}}}",
+    "regularize/penalty": 'm: {regularize: penalty, weights: "type:Conv2d", penalty: group_lasso, '
+    "strength: {ramp: linear, final: 0.05}, threshold: 0.08, when: {start: 0ep, stop: 2ep}}",
+    "regularize/slimming": "m: {regularize: slimming, strength: 1e-3}",
     "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
     "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",

@@ -19,7 +19,7 @@ ORDER = (
     ("train",),
     ("search",),
     ("report",),
-    ("api",),
+    ("api", "compat"),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

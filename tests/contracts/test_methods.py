@@ -40,7 +40,15 @@ def test_it_has_a_source_a_docstring_a_page_and_a_test(name):
     "entry",
     [
         e
-        for kind in ("criterion", "granularity", "ramp", "observer", "fake_quant", "kd_loss")
+        for kind in (
+            "criterion",
+            "granularity",
+            "penalty",
+            "ramp",
+            "observer",
+            "fake_quant",
+            "kd_loss",
+        )
         for e in registry.entries(kind)
     ],
     ids=lambda e: f"{e.kind}-{e.name}",

@@ -39,6 +39,11 @@ def test_masks_observers_and_plan_are_equal_on_both_ranks(name, tmp_path):
         assert a[part].keys() == b[part].keys()
         for key in a[part]:
             assert torch.equal(a[part][key], b[part][key]), f"{part} {key}"
-    if name != "distill/kd":
+    if name not in (
+        "distill/kd",
+        "regularize/slimming",
+        "recover/batch_norm",
+        "recover/reconstruct",
+    ):
         cuts = a["plan"].count('"kind":"remove"') + a["plan"].count('"kind":"skip"')
         assert len(a["masks"]) + len(a["tensors"]) + cuts > 0

@@ -275,7 +275,127 @@ def _arguments(of: Callable[..., Any]) -> set[str]:
 
 def test_every_argument_of_torch_is_known():
     left_out = {"scale_fn", "scale_mode"}  # a function cannot stand in a recipe
-    for name in lr._KINDS:
+    for name in lr._KINDS.keys() - {"MultiStepMultiGammaLR", "Spans"}:  # Distiller's
         theirs = _arguments(getattr(lr_scheduler, name)) - left_out
         ours = set(lr._arguments(name)) - {"interval", "metric"}
         assert ours == theirs, name
+
+
+# ------------------------------------------------------------------ Distiller's
+
+
+def spans(*parts: dict[str, Any], base: float = BASE, epochs: int = 300) -> lr.Schedule:
+    spec = {"class": "Spans", "spans": list(parts)}
+    return lr.make(spec, base_lr=base, epochs=epochs, steps_per_epoch=None)
+
+
+def test_gammas_belong_to_milestones():
+    spec = {"class": "MultiStepMultiGammaLR", "milestones": [2, 4, 4], "gammas": [0.5, 0.1, 0.2]}
+    schedule = lr.make(spec, base_lr=1.0, epochs=9, steps_per_epoch=None)
+    assert [schedule.lr(e, 0) for e in range(6)] == pytest.approx([1, 1, 0.5, 0.5, 0.01, 0.01])
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=5).map(sorted), st.floats(0.1, 0.9))
+def test_equal_gammas_are_multi_step(milestones, gamma):
+    for t in range(22):
+        many = lr.multi_step_multi_gamma(
+            t, BASE, milestones=milestones, gammas=[gamma] * len(milestones)
+        )
+        assert many == pytest.approx(lr.multi_step(t, BASE, milestones=milestones, gamma=gamma))
+
+
+def test_a_span_jumps_to_its_closed_form_as_distiller_does():
+    # golden values of Distiller: ExponentialLR(0.95) from epoch 40, StepLR(25, 0.05) from 180
+    exponential = spans(
+        {"start": 40, "stop": 60, "schedule": {"class": "ExponentialLR", "gamma": 0.95}}
+    )
+    assert exponential.lr(40, 0) == BASE
+    assert exponential.lr(41, 0) == pytest.approx(BASE * 0.95**41)
+    assert exponential.lr(60, 0) == pytest.approx(BASE * 0.95**60)
+    assert exponential.lr(299, 0) == exponential.lr(60, 0)
+    step = {"class": "StepLR", "step_size": 25, "gamma": 0.05}
+    assert spans({"start": 180, "schedule": step}).lr(180, 0) == BASE
+    assert spans({"start": 180, "schedule": step}).lr(181, 0) == pytest.approx(BASE * 0.05**7)
+
+
+def test_spans_stand_still_between_and_the_later_of_two_counts():
+    half, tenth = ({"class": "ExponentialLR", "gamma": g} for g in (0.5, 0.1))
+    schedule = spans(
+        {"start": 0, "stop": 5, "every": 2, "schedule": half},
+        {"start": 8, "stop": 9, "schedule": half},
+        {"start": 2, "stop": 3, "schedule": tenth},
+        base=1.0,
+    )
+    got = [schedule.lr(e, e) for e in range(11)]
+    assert got == pytest.approx([1, 0.5, 0.5, 1e-3, 1e-3, *[0.5**5] * 4, 0.5**9, 0.5**9])
+    assert [schedule.lr(e, e) for e in reversed(range(11))] == got[::-1]
+    assert schedule.momentum(3, 3) is None
+
+
+def test_all_classes_count_epochs_within_spans():
+    cycle = {"class": "CyclicLR", "base_lr": 0.1, "max_lr": 0.3, "step_size_up": 2}
+    schedule = spans({"start": 0, "schedule": cycle}, epochs=5)
+    assert [schedule.lr(e, 100 * e) for e in range(5)] == pytest.approx([BASE, 0.2, 0.3, 0.2, 0.1])
+    assert schedule.momentum(0, 0) is None
+    assert [schedule.momentum(e, 100 * e) for e in (1, 2)] == pytest.approx([0.85, 0.8])
+    one = spans(
+        {"start": 0, "stop": 4, "schedule": {"class": "OneCycleLR", "max_lr": 1.0}}, epochs=9
+    )
+    assert one.lr(4, 0) == pytest.approx(lr.one_cycle(4, 0, max_lr=1.0, total_steps=4)[0])
+    assert lr.cycles_momentum({"class": "Spans", "spans": [{"start": 0, "schedule": cycle}]})
+
+
+@given(st.integers(0, 7), st.integers(0, 7))
+def test_a_plateau_listens_within_its_span_from_the_rate_it_finds(start, stop_at):
+    half = {"class": "ExponentialLR", "gamma": 0.5}
+    plateau = {"class": "ReduceLROnPlateau", "patience": 0}
+
+    def fresh() -> lr.Schedule:
+        return spans(
+            {"start": 0, "stop": 2, "schedule": half},
+            {"start": start + 2, "stop": 12, "schedule": plateau},
+            base=8.0,
+        )
+
+    whole, resumed = fresh(), fresh()
+    for epoch in range(12):
+        if epoch == stop_at:
+            other = fresh()
+            other.load_state_dict(resumed.state_dict())
+            resumed = other
+        judged = max(0, epoch - (start + 2) - 1)  # the first value of the span is the best one
+        wanted = [8.0, 4.0][epoch] if epoch < 2 else 2.0 * 0.1**judged
+        for s in (whole, resumed):
+            assert s.lr(epoch, 0) == pytest.approx(wanted, abs=1e-7)
+            s.end_epoch({"val_loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ({"start": 0}, r"spans\.0 needs 'schedule'"),
+        ({"start": 0, "schedule": {"class": "Spans", "spans": []}}, r"spans\.0 needs 'schedule'"),
+        ({"schedule": {"class": "ExponentialLR", "gamma": 0.5}}, r"spans\.0 needs 'start'"),
+        ({"start": -1, "schedule": {}}, r"spans\.0\.start must be a whole number >= 0, got -1"),
+        ({"start": 0, "every": 0, "schedule": {}}, r"spans\.0\.every must be a whole number >= 1"),
+        ({"begin": 0}, r"spans\.0\.begin is not an argument of a span"),
+        (
+            {"start": 3, "stop": 3, "schedule": {"class": "ExponentialLR", "gamma": 0.5}},
+            r"spans\.0\.stop must be more than start \(3\), got 3",
+        ),
+        (
+            {"start": 0, "schedule": {"class": "ExponentialLR", "gama": 0.5}},
+            r"spans\.0\.schedule\.gama is not an argument of ExponentialLR\. Nearest: 'gamma'",
+        ),
+        ({"start": 0, "schedule": {"class": "StepLR"}}, r"spans\.0\.schedule needs 'step_size'"),
+    ],
+)
+def test_wrong_spans_are_refused_by_name(span, message):
+    with pytest.raises(UserError, match=r"train\.lr\." + message):
+        spans(span)
+
+
+def test_as_many_gammas_as_milestones():
+    spec = {"class": "MultiStepMultiGammaLR", "milestones": [1, 2], "gammas": [0.5]}
+    with pytest.raises(UserError, match=r"gammas must be as many as milestones \(2\)"):
+        lr.make(spec, base_lr=1.0, epochs=2, steps_per_epoch=None)

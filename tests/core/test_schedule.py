@@ -74,6 +74,9 @@ def test_a_malformed_time_says_how_to_write_it(text, message):
         ({"start": "2ep", "stop": "1ep"}, "never fires"),
         ({"start": "end"}, "needs a number and a unit"),
         ({"att": "1ep"}, "Extra inputs"),
+        ({"at": []}, r"needs a time, got \[\]; write at: \[1ep, 3ep\]"),
+        ({"at": ["1ep", "end"]}, "needs a number and a unit"),
+        ({"at": ["1ep"], "every": "1ep"}, "not 'at' with 'every'"),
     ],
 )
 def test_a_when_that_cannot_be_meant_is_refused(when, message):
@@ -89,6 +92,37 @@ def test_a_when_writes_itself():
     dumped = When(start="0.5ep", every="3mb").model_dump(mode="json")
     assert dumped == {"at": None, "start": "0.5ep", "stop": None, "every": "3mb"}
     assert When.model_validate(dumped) == When(start="0.5ep", every="3mb")
+
+
+def test_a_list_of_times_fires_at_each():
+    when = When(at=["0ep", "1.5ep", "17mb"])
+    table = timetable(when, Calendar(epochs=4, steps=10))
+    assert table.instants == ((0, 0), (1, 5), (1, 7))
+    assert [table.progress(k) for k in range(3)] == [0.0, 0.5, 1.0]
+    assert not when.once
+    assert not when.at_end
+    assert str(when) == "{at: [0ep, 1.5ep, 17mb]}"
+    assert When.model_validate(when.model_dump(mode="json")) == when
+    assert timetable(When(at=["2ep"]), Calendar(3)).progress(0) == 1.0
+
+
+def test_one_point_is_once():
+    assert When(at="1ep").once
+    assert When(at="end").once
+    assert not When(start="1ep").once
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["1ep", "4ep"], r"^4ep of when \{at: \[1ep, 4ep\]\} never comes in 4 epoch\(s\)"),
+        (["2ep", "1ep"], r"the times of when .* must rise\. Put them in order, each once\."),
+        (["1ep", "10mb"], "must rise"),  # the same moment
+    ],
+)
+def test_listed_times_must_rise_and_come(times, message):
+    with pytest.raises(BindError, match=message):
+        timetable(When(at=times), Calendar(epochs=4, steps=10))
 
 
 def test_the_documented_example():

@@ -13,7 +13,7 @@ MODELS = """
 from torch import nn
 
 def list_models():
-    return ["resnet18", "vit_b"]
+    return ["resnet18", "vit_b", "maskrcnn_resnet50_fpn"]
 
 def is_model(name):
     return name in list_models()
@@ -21,6 +21,16 @@ def is_model(name):
 def get_model(name, weights, num_classes=1000, width=8):
     assert weights is None
     return nn.Sequential(nn.Flatten(), nn.Linear(width, num_classes))
+
+def get_model_builder(name):
+    def build(*, weights="default", num_classes=1000, width=8):
+        return get_model(name, weights, num_classes, width)
+
+    def build_detector(*, weights="default", weights_backbone="default", num_classes=91, width=8):
+        assert weights_backbone is None
+        return get_model(name, weights, num_classes, width)
+
+    return build_detector if "rcnn" in name else build
 
 def create_model(name, pretrained, num_classes=1000):
     assert pretrained is False
@@ -89,7 +99,7 @@ def test_a_missing_library_names_its_extra(absent, spec):
 
 def test_torchvision_and_timm_build_without_pretrained_weights(install):
     install("torchvision", "from types import SimpleNamespace\n" + MODELS + (
-        "models = SimpleNamespace(list_models=list_models, get_model=get_model)\n"
+        "models = SimpleNamespace(list_models=list_models, get_model_builder=get_model_builder)\n"
     ))  # fmt: skip
     install("timm", "import torchvision\n" + MODELS)
     spec = resolve("torchvision:resnet18?width=6", num_classes=3)
@@ -103,11 +113,20 @@ def test_torchvision_and_timm_build_without_pretrained_weights(install):
             resolve(f"{library}:resnet19")
 
 
+def test_a_detector_is_built_without_downloading_its_backbone(install):
+    install("torchvision", "from types import SimpleNamespace\n" + MODELS + (
+        "models = SimpleNamespace(list_models=list_models, get_model_builder=get_model_builder)\n"
+    ))  # fmt: skip
+    spec = resolve("torchvision:maskrcnn_resnet50_fpn")
+    assert spec.model(torch.zeros(2, 8)).shape == (2, 91)
+    assert spec.architecture.args == {}
+
+
 def test_torchvision_without_its_operators_is_mended(install):
     if hasattr(torch.ops.torchvision, "nms"):
         pytest.fail("a real torchvision is loaded in this test process")
     install("torchvision", HALF + "from types import SimpleNamespace\n" + MODELS + (
-        "models = SimpleNamespace(list_models=list_models, get_model=get_model)\n"
+        "models = SimpleNamespace(list_models=list_models, get_model_builder=get_model_builder)\n"
     ))  # fmt: skip
     assert resolve("torchvision:resnet18", num_classes=3).model(torch.zeros(1, 8)).shape == (1, 3)
     assert len(adapters._mended) == 1

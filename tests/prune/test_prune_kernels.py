@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gracile.core.groups import group_sums
 from gracile.prune.criteria.l1 import l1
 from gracile.prune.criteria.l2 import l2
 from gracile.prune.granularity.channel import channel
 from gracile.prune.granularity.element import element
 from gracile.prune.granularity.filter import filter_
 from gracile.prune.selection import (
-    group_scores,
     lowest,
     lowest_overall,
     mask_without,
@@ -27,14 +27,14 @@ def test_criteria_by_hand():
 
 def test_a_filters_l1_score_is_its_norm():
     w = torch.tensor([[[[1.0, -2.0]]], [[[0.5, 0.25]]]])
-    assert group_scores(l1(w), filter_(tuple(w.shape))).tolist() == [3.0, 0.75]
+    assert group_sums(l1(w), filter_(tuple(w.shape))).tolist() == [3.0, 0.75]
 
 
 def test_one_large_weight_saves_a_filter_under_l2_only():
     w = torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     groups = filter_((2, 3))
-    assert lowest(group_scores(l1(w), groups), 1).item() == 0
-    assert lowest(group_scores(l2(w), groups), 1).item() == 1
+    assert lowest(group_sums(l1(w), groups), 1).item() == 0
+    assert lowest(group_sums(l2(w), groups), 1).item() == 1
 
 
 @given(st.floats(0.1, 10), st.integers(0, 9))

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from gracile.analyze.widths import CostModel, Term, Timeline, nearest_prefix, shortest_prefix
 from gracile.graph.capture import capture
 from gracile.graph.dependency import Slice, channel_groups
-from gracile.prune.targets import CostModel, Term, Timeline, nearest_prefix, shortest_prefix
 
 
 def model_of(net, *shape):

@@ -117,3 +117,19 @@ def _types(value):
     if isinstance(value, list):
         return [_types(v) for v in value]
     return type(value), math.copysign(1, value) if isinstance(value, float) else None
+
+
+def test_files_of_others_may_repeat_keys_and_have_numbers_as_keys():
+    twice: list[str] = []
+    text = "a:\n  b: {x: [1]}\n  1.0: {y: 2}\n  b:\n    x: 4\na2: 1\n"
+    document = parse(text, "f.yaml", twice)
+    assert document.data == {"a": {"b": {"x": 4}, "1.0": {"y": 2}}, "a2": 1}
+    assert twice == ["f.yaml:4: 'b' was on line 2 already; this one counts."]
+    assert document.line(("a", "b", "x")) == 5
+    assert document.place(("a", "b", "x", 0)) == "f.yaml:5"  # not the first one's list
+    for strict in (text, "1: 2"):
+        with pytest.raises(RecipeError):
+            parse(strict, "f.yaml")
+    for never in ("a: !!python/name:os.system", "? [a]\n: 1", "<<: {a: 1}", "true: 1"):
+        with pytest.raises(RecipeError):
+            parse(never, "f.yaml", [])

@@ -5,7 +5,16 @@ from pydantic import BaseModel, ConfigDict
 
 from gracile.core.ramps import cubic
 from gracile.errors import UserError
-from gracile.recipe.fields import KernelRef, Level, Selector, kernel, read_level, read_selector
+from gracile.recipe.fields import (
+    Amount,
+    KernelRef,
+    Level,
+    Selector,
+    kernel,
+    read_amount,
+    read_level,
+    read_selector,
+)
 
 pytestmark = pytest.mark.usefixtures("toy_methods")
 
@@ -16,6 +25,8 @@ class Holder(BaseModel):
     weights: Selector = "**"
     criterion: KernelRef("criterion") = None  # type: ignore[valid-type]
     level: Level = 0.0  # type: ignore[assignment]
+    amount: Amount = 1.0  # type: ignore[assignment]
+    choose: KernelRef("criterion", "any") = "any"  # type: ignore[valid-type]
 
 
 def back(**values):
@@ -111,3 +122,42 @@ def test_a_level_starts_from_0_if_not_told():
 def test_a_level_out_of_range_or_shape_is_refused(value):
     with pytest.raises(ValueError, match=r"must|needs|has no"):
         read_level(value)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "message"),
+    [
+        ({"name": "multistep", "steps": [0.5, 0.2]}, "multistep needs steps that rise"),
+        ({"name": "polynomial", "power": -1}, "polynomial needs a power of more than 0"),
+    ],
+)
+def test_a_ramp_that_cannot_go_between_the_ends_is_refused_when_read(ramp, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_level({"ramp": ramp, "final": 0.5})
+    assert error.value.keys == ("ramp",)
+
+
+def test_an_amount_may_be_more_than_1():
+    amount = back(amount={"ramp": "linear", "initial": 1, "final": 5}).amount
+    assert amount.at(0.25) == 2.0
+    assert back(amount=2.5).amount.plain() == 2.5
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, -1, True, None, "2", [2], {"ramp": "linear", "final": 0}),
+        {"ramp": "linear", "initial": -1, "final": 2},
+        {"ramp": "exponential", "initial": 0, "final": 2},
+    ],
+    ids=str,
+)
+def test_an_amount_that_is_not_positive_is_refused(value):
+    with pytest.raises(ValueError, match=r"must|needs"):
+        read_amount(value)
+
+
+def test_a_kernel_option_may_allow_a_word():
+    assert back(choose="any").choose == "any"
+    assert back(choose="flat").choose == kernel("criterion", "flat")
+    assert back(choose={"name": "power", "p": 3}).choose.options == {"p": 3}

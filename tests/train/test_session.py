@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gracile.core.plan import Mask, Remove
 from gracile.errors import BindError, GracileError, UserError
+from gracile.recipe.load import loads
 from gracile.train.session import Session
 
 EVERYTHING = (case.FILTERS, case.THIN, case.ELEMENTS, case.KD, case.PTQ)
@@ -319,3 +320,15 @@ def test_edits_come_in_order_of_kind_with_numbered_ids():
     assert [e.id for e in result.plan] == [f"e{i}" for i in range(len(kinds))]
     assert {type(e) for e in result.plan} >= {Remove, Mask}
     assert {e.by for e in result.plan} == {"thin", "few", "int8"}
+
+
+def test_a_loop_of_ones_own_is_told_that_it_ignores_the_accuracy_asked_for():
+    recipe = loads(
+        "recipe: 1\naccuracy: {mode: early_exit, max_drop: 1}\ntrain: {epochs: 1}\n"
+        "methods:\n  m: {prune: oneshot, weights: '0', sparsity: 0.5, when: {at: 0ep}}\n",
+        name="r.yaml",
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    s = Session(model, recipe, example=torch.zeros(2, 4), steps_per_epoch=1)
+    s.on_epoch_begin(0)
+    assert [code for code, _ in s.finish().warnings] == ["accuracy-ignored"]

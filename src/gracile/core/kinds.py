@@ -14,9 +14,19 @@ from gracile.errors import UserError, nearest
 F = TypeVar("F")
 
 
-def criterion(name: str, *, source: str) -> Callable[[F], F]:
-    """Register ``f(weight, *, ...) -> scores`` of weight's shape; smaller is pruned first."""
-    return registry.register("criterion", name, source=source)
+def criterion(
+    name: str, *, source: str, needs: tuple[str, ...] = (), after: str = "sum"
+) -> Callable[[F], F]:
+    """Register ``f(weight, *evidence, *, ...) -> scores`` of weight's shape; smaller goes first.
+
+    Args:
+        name, source: see `registry.register`.
+        needs: what it wants to know beyond the weight, in the order of its arguments (see
+            `gracile.prune.evidence`).
+        after: what is done with the sum of the scores of a group: sum (nothing), or abs, for scores
+            whose signs cancel inside a group.
+    """
+    return registry.register("criterion", name, source=source, needs=needs, after=after)
 
 
 def granularity(name: str, *, source: str) -> Callable[[F], F]:
@@ -37,6 +47,11 @@ def observer(name: str, *, source: str) -> Callable[[F], F]:
 def fake_quant(name: str, *, source: str) -> Callable[[F], F]:
     """Register ``f(x, scale, zero_point, qmin, qmax, axis) -> x`` on the quantization grid."""
     return registry.register("fake_quant", name, source=source)
+
+
+def penalty(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(weight, groups, *, ...) -> scalar``, groups as a granularity numbers them."""
+    return registry.register("penalty", name, source=source)
 
 
 def kd_loss(name: str, *, source: str) -> Callable[[F], F]:

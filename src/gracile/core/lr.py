@@ -7,7 +7,8 @@ the position in training alone. Only `ReduceLROnPlateau` remembers anything.
 Two arguments are ours: `interval: epoch | step` says what the epoch-wise classes count (default
 epoch), and `metric` names what `ReduceLROnPlateau` watches. Where torch has no default but the
 training length or the optimizer's rate is the natural one, it may be left out: `T_max`, `max_lr`
-and `total_steps` of `OneCycleLR`.
+and `total_steps` of `OneCycleLR`. Two classes are Distiller's: `MultiStepMultiGammaLR`, and
+`Spans`, which does what its learning-rate policies do.
 """
 
 import math
@@ -36,6 +37,17 @@ def step_lr(t: int, base: float, *, step_size: int, gamma: float = 0.1) -> float
 def multi_step(t: int, base: float, *, milestones: Sequence[int], gamma: float = 0.1) -> float:
     """base * gamma ^ (number of milestones <= t); a milestone given twice counts twice."""
     return base * gamma ** bisect_right(sorted(milestones), t)
+
+
+def multi_step_multi_gamma(
+    t: int, base: float, *, milestones: Sequence[int], gammas: Sequence[float]
+) -> float:
+    """base * the gammas of all milestones <= t (Distiller); milestones rise.
+
+    >>> multi_step_multi_gamma(5, 1.0, milestones=[2, 4, 6], gammas=[0.5, 0.1, 0.1])
+    0.05
+    """
+    return base * math.prod(gammas[: bisect_right(milestones, t)])
 
 
 def exponential(t: int, base: float, *, gamma: float) -> float:
@@ -222,6 +234,10 @@ class ReduceLROnPlateau(Schedule):
     def momentum(self, epoch: int, step: int) -> None:
         """Left alone."""
 
+    def restart(self, lr: float) -> None:
+        """Go on from another rate."""
+        self._lr = lr
+
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Judge the epoch.
 
@@ -265,6 +281,60 @@ class ReduceLROnPlateau(Schedule):
         return sign * value > sign * (self._best + sign * self.threshold)
 
 
+class Spans(Schedule):
+    """Other schedules, each over some epochs, as Distiller's learning-rate policies drive them.
+
+    After each epoch e of its span a schedule sets the rate: to its closed form at e + 1, counted
+    from the start of training and of the first rate. So the rate jumps where a span begins late,
+    and stands still between spans and after them. Of two that set it after the same epoch the later
+    in the list counts. All classes count epochs here.
+
+    Args:
+        base: the rate until a span sets it.
+        spans: (epochs, schedule); the epochs after which it sets the rate.
+    """
+
+    def __init__(self, base: float, *, spans: Sequence[tuple[range, Schedule]]):
+        self._base, self._spans, self._ended = base, list(spans), 0
+
+    def lr(self, epoch: int, step: int) -> float:
+        """Rate in `epoch`."""
+        e, schedule = self._latest(epoch)
+        return self._base if schedule is None else schedule.lr(e + 1, e + 1)
+
+    def momentum(self, epoch: int, step: int) -> float | None:
+        """Momentum (or beta1) in `epoch`; None if it is left alone."""
+        e, schedule = self._latest(epoch)
+        return None if schedule is None else schedule.momentum(e + 1, e + 1)
+
+    def end_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Only `ReduceLROnPlateau` listens, within its span; it goes on from the present rate."""
+        for epochs, schedule in self._spans:
+            if isinstance(schedule, ReduceLROnPlateau) and self._ended in epochs:
+                schedule.restart(self.lr(self._ended, self._ended))
+                schedule.end_epoch(metrics)
+        self._ended += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epochs that are over, and the state of each span's schedule."""
+        return {"ended": self._ended, "spans": [s.state_dict() for _, s in self._spans]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._ended = int(state["ended"])
+        for (_, schedule), stored in zip(self._spans, state["spans"], strict=True):
+            schedule.load_state_dict(stored)
+
+    def _latest(self, epoch: int) -> tuple[int, Schedule | None]:
+        """The last epoch before this one after which a rate was set, and by what."""
+        found: tuple[int, Schedule | None] = (-1, None)
+        for epochs, schedule in self._spans:
+            past = range(epochs.start, min(epochs.stop, epoch), epochs.step)
+            if past and past[-1] >= found[0]:
+                found = past[-1], schedule
+        return found
+
+
 # ------------------------------------------------------------------ from a recipe
 
 
@@ -273,7 +343,7 @@ class _Kind:
     """A scheduler class: what makes it, what it counts, which arguments may be left out."""
 
     fn: Callable[..., Any]
-    counts: str  # "epoch" (may be set to "step"), "step", or "metric"
+    counts: str  # "epoch" (may be set to "step"), "step", "metric", or "spans"
     filled: frozenset[str] = frozenset()
     extra: frozenset[str] = frozenset()
     rules: Mapping[str, Rule] | None = None
@@ -291,6 +361,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("cycle_momentum", "three_phase"), FLAG),
     "start_factor": number(0, 1, above=True),
     "milestones": list_of(whole(0)),
+    "gammas": list_of(number(0, above=True)),
+    "spans": list_of(Rule("{start, stop, schedule}", lambda v: isinstance(v, dict))),
     "step_size_down": or_null(whole(1)),
     "anneal_strategy": one_of("cos", "linear"),
     "threshold_mode": one_of("rel", "abs"),
@@ -300,6 +372,7 @@ _RULES: dict[str, Rule] = {
 _KINDS: dict[str, _Kind] = {
     "StepLR": _Kind(step_lr, "epoch"),
     "MultiStepLR": _Kind(multi_step, "epoch"),
+    "MultiStepMultiGammaLR": _Kind(multi_step_multi_gamma, "epoch"),
     "ExponentialLR": _Kind(exponential, "epoch"),
     "ConstantLR": _Kind(constant, "epoch"),
     "LinearLR": _Kind(linear, "epoch"),
@@ -318,13 +391,16 @@ _KINDS: dict[str, _Kind] = {
     "ReduceLROnPlateau": _Kind(
         ReduceLROnPlateau, "metric", rules={"mode": one_of("min", "max"), "factor": _UNIT_OPEN}
     ),
+    "Spans": _Kind(Spans, "spans"),
 }
+_SPAN = {"start": whole(0), "stop": or_null(whole(1)), "every": whole(1)}
 
 
 def problem(spec: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first thing wrong with ``{class: StepLR, step_size: 10}``: (key, sentence), or None.
 
-    The sentence goes on after the key ("must be ..."); the key is "" if it is about the whole.
+    The sentence goes on after the key ("must be ..."); the key is "" if it is about the whole, and
+    has dots where it is inside (`spans.0.schedule.gamma`).
     """
     name = spec.get("class")
     if not isinstance(name, str) or name not in _KINDS:
@@ -345,11 +421,38 @@ def problem(spec: Mapping[str, Any]) -> tuple[str, str] | None:
             return "", f"needs '{key}' for {name}: {_RULES[key].text}. Add {key}: to it."
     if ("epochs" in spec) != ("steps_per_epoch" in spec):
         return "", "needs both of 'epochs' and 'steps_per_epoch', or neither."
-    return None
+    if len(spec.get("gammas", ())) != len(spec.get("milestones", ())) and "gammas" in spec:
+        return "gammas", f"must be as many as milestones ({len(spec['milestones'])})."
+    wrong = (_span_problem(i, span) for i, span in enumerate(spec.get("spans", ())))
+    return next(filter(None, wrong), None)
+
+
+def _span_problem(i: int, span: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first thing wrong with the i-th span of `Spans`, as in `problem`."""
+    at = f"spans.{i}"
+    for key, value in span.items():
+        if key not in (*_SPAN, "schedule"):
+            return (
+                f"{at}.{key}",
+                f"is not an argument of a span.{nearest(key, [*_SPAN, 'schedule'])}",
+            )
+        if key in _SPAN and not _SPAN[key].fits(value):
+            return f"{at}.{key}", f"must be {_SPAN[key].text}, got {value!r}."
+    schedule, stop = span.get("schedule"), span.get("stop")
+    if not isinstance(schedule, dict) or schedule.get("class") == "Spans":
+        return at, "needs 'schedule', one of the other classes. Write schedule: {class: StepLR}."
+    if "start" not in span:
+        return at, "needs 'start', the first epoch after which it sets the rate. Add start: 0."
+    if stop is not None and stop <= span["start"]:
+        return f"{at}.stop", f"must be more than start ({span['start']}), got {stop}."
+    wrong = problem(schedule)
+    return wrong and (".".join(filter(None, (at, "schedule", wrong[0]))), wrong[1])
 
 
 def cycles_momentum(spec: Mapping[str, Any]) -> bool:
     """Whether a schedule moves the optimizer's momentum (or beta1) as well."""
+    if spec.get("class") == "Spans":
+        return any(cycles_momentum(span["schedule"]) for span in spec["spans"])
     return spec.get("class") in ("OneCycleLR", "CyclicLR") and spec.get("cycle_momentum", True)
 
 
@@ -380,6 +483,8 @@ def make(
     args = {k: v for k, v in spec.items() if k not in ("class", "interval")}
     if kind.counts == "metric":
         return ReduceLROnPlateau(base_lr, **args)
+    if kind.counts == "spans":
+        return Spans(base_lr, spans=[_span(v, base_lr, epochs) for v in args["spans"]])
     counts = spec.get("interval", kind.counts)
     if counts == "step" and steps_per_epoch is None:
         raise BindError(
@@ -393,6 +498,12 @@ def make(
         args = _one_cycle_arguments(args, base_lr, length)
     value = partial(_value, kind.fn, base_lr, args)
     return Schedule(value, per_epoch=counts == "epoch")
+
+
+def _span(span: Mapping[str, Any], base_lr: float, epochs: int) -> tuple[range, Schedule]:
+    stop = epochs if span.get("stop") is None else span["stop"]
+    schedule = make(span["schedule"], base_lr=base_lr, epochs=min(stop, epochs), steps_per_epoch=1)
+    return range(span["start"], stop, span.get("every", 1)), schedule
 
 
 def _one_cycle_arguments(args: dict[str, Any], base_lr: float, length: int) -> dict[str, Any]:

@@ -33,10 +33,16 @@ class Method:
     Order of the hooks in one run: `on_attach`, then per epoch `on_epoch_start`, per batch
     `on_batch_start`, `on_loss`, `on_before_step`, `on_batch_end`, then `on_epoch_end`; after
     training the firings `at: end`, then `on_detach`. `s` is the Session.
+
+    Attributes:
+        needs: train, calibration, teacher or graph: what a session must have.
+        by_value: how much is removed follows from the values of the weights, not from a share that
+            the recipe states; `recipe simulate` warns, as it does not train them.
     """
 
     Options: ClassVar[type[Options]] = Options
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
+    by_value: bool = False
     verb: ClassVar[str] = ""
     kind_name: ClassVar[str] = ""
 

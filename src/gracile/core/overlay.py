@@ -10,13 +10,14 @@ deep copies. The price here: a submodule called by hand, outside the model's for
 the overlays; use `effective()`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 Laid = Callable[[Tensor], Tensor]
-ORDER = ("mask", "share", "quantize")  # a quantizer sees the masked weight
+ORDER = ("gate", "mask", "share", "quantize")  # a quantizer sees the masked weight
 
 
 class Overlays:
@@ -33,7 +34,7 @@ class Overlays:
         ]
 
     def set(self, address: str, layer: str, fn: Laid) -> None:
-        """Lay `fn` on a parameter, as layer "mask", "share" or "quantize"; replaces that layer."""
+        """Lay `fn` on a parameter as one of the layers in `ORDER`; replaces that layer."""
         self.model.get_parameter(address)  # raises AttributeError for a wrong address
         if layer not in ORDER:
             raise ValueError(f"overlay layer must be one of {ORDER}, got '{layer}'")
@@ -63,6 +64,17 @@ class Overlays:
             if layer in wanted:
                 value = fn(value)
         return value
+
+    @contextmanager
+    def laid(self, module: nn.Module) -> Iterator[None]:
+        """Lay everything on another module that shares these parameters, while this lasts."""
+        other = Overlays(module, self._layers)
+        other._lay(module, ())
+        try:
+            yield
+        finally:
+            other._take_off(module, (), None)
+            other.pause()
 
     def pause(self) -> dict[str, dict[str, Laid]]:
         """Remove the hooks and hand the layers over, for `Overlays(model, layers)` later."""

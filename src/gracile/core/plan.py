@@ -41,6 +41,11 @@ class Member(BaseModel):
             raise ValueError(f"{self.at}: at least one index must be kept")
         return self
 
+    @classmethod
+    def trusted(cls, at: str, dim: int, of: int, keep: tuple[int, ...]) -> Self:
+        """The same without the checks, for indices just computed: they cost more than a cut."""
+        return cls.model_construct(at=at, dim=dim, of=of, keep=keep)
+
 
 class _Edit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

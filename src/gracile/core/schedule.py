@@ -1,8 +1,8 @@
 """When a method fires: times with units, and the timetable they make for a given training length.
 
 Times are `2ep` (epochs), `50it` (optimizer steps), `100mb` (mini-batches) or `end` (after
-training). An epoch time means the moment before that epoch's first batch. No torch here: a recipe
-is checked without it.
+training). An epoch time means the moment before that epoch's first batch. A method fires at one
+time, at each of a list, or over a span. No torch here: a recipe is checked without it.
 """
 
 import re
@@ -77,21 +77,29 @@ TimeField = Annotated[Time, GetPydanticSchema(_time_schema)]
 
 
 def _at_schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
-    def parse(value: object) -> Time | str:
+    def parse(value: object) -> Time | tuple[Time, ...] | str:
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise ValueError("needs a time, got []; write at: [1ep, 3ep]")
+            return tuple(Time.parse(v) for v in value)
         return END if value == END else Time.parse(value)
 
+    def write(value: Time | tuple[Time, ...] | str) -> str | list[str]:
+        return [str(t) for t in value] if isinstance(value, tuple) else str(value)
+
     return core_schema.no_info_plain_validator_function(
-        parse, serialization=core_schema.to_string_ser_schema()
+        parse, serialization=core_schema.plain_serializer_function_ser_schema(write)
     )
 
 
-AtField = Annotated[Time | str, GetPydanticSchema(_at_schema)]
+AtField = Annotated[Time | tuple[Time, ...] | str, GetPydanticSchema(_at_schema)]
 
 
 class When(BaseModel):
     """``{at: T}`` fires once; ``{start, stop, every}`` fires at start, start+every, ... < stop.
 
-    `stop` is exclusive and defaults to the end of training, `every` to once an epoch.
+    ``{at: [T, T, ...]}`` fires at each of these times. `stop` is exclusive and defaults to the end
+    of training, `every` to once an epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,9 +135,16 @@ class When(BaseModel):
         """Whether this fires after training."""
         return self.at == END
 
+    @property
+    def once(self) -> bool:
+        """Whether this is one point, and neither several nor a span."""
+        return isinstance(self.at, (Time, str))
+
     def __str__(self) -> str:
-        parts = [f"{k}: {v}" for k in ("at", "start", "stop", "every") if (v := getattr(self, k))]
-        return "{" + ", ".join(parts) + "}"
+        times = {k: v for k in ("at", "start", "stop", "every") if (v := getattr(self, k))}
+        if isinstance(self.at, tuple):
+            times["at"] = f"[{', '.join(str(t) for t in self.at)}]"
+        return "{" + ", ".join(f"{k}: {v}" for k, v in times.items()) + "}"
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,8 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
         )
     if isinstance(when.at, Time):
         points = [calendar.minibatch(when.at)]
+    elif isinstance(when.at, tuple):
+        points = _listed(when, calendar)
     else:
         start = calendar.minibatch(when.start) if when.start else 0
         stop = calendar.minibatch(when.stop) if when.stop else calendar.total
@@ -240,6 +257,21 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
             + "; epochs count from 0, 'stop' is exclusive, and 'at: end' is after training."
         )
     return Timetable(tuple(calendar.instant(p) for p in points))
+
+
+def _listed(when: When, calendar: Calendar) -> list[int]:
+    """The mini-batches of `at: [T, T, ...]`; none may come too late, or together with another."""
+    times: tuple[Time, ...] = when.at  # type: ignore[assignment]
+    points = [calendar.minibatch(t) for t in times]
+    late = [t for t, p in zip(times, points, strict=True) if p >= calendar.total]
+    if late:
+        raise BindError(
+            f"{late[0]} of when {when} never comes in {calendar.epochs} epoch(s); epochs count "
+            "from 0."
+        )
+    if sorted(set(points)) != points:
+        raise BindError(f"the times of when {when} must rise. Put them in order, each once.")
+    return points
 
 
 def _firings(first: Time | None, start: int, every: Time, calendar: Calendar) -> Iterator[int]:

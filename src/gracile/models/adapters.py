@@ -6,6 +6,7 @@ a CPU build of torch and takes timm and transformers, which import it, down with
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ _mended: list[torch.library.Library] = []  # a Library undoes its definitions wh
 
 
 def from_torchvision(name: str) -> Callable[..., nn.Module]:
-    """A factory of torchvision's model `name`, without pretrained weights.
+    """A factory of torchvision's model `name`, without pretrained weights, also in its backbone.
 
     Raises:
         MissingExtra: torchvision is not installed.
@@ -34,10 +35,14 @@ def from_torchvision(name: str) -> Callable[..., nn.Module]:
     known = torchvision.models.list_models()
     if name not in known:
         raise UserError(f"torchvision has no model '{name}'.{nearest(name, known)}")
+    builder = torchvision.models.get_model_builder(name)
+    untrained: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        untrained["weights_backbone"] = None  # detection and segmentation would download it
 
     def factory(*, num_classes: int | None = None, **options: Any) -> nn.Module:
         chosen = {} if num_classes is None else {"num_classes": num_classes}
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **chosen, **options)
+        model: nn.Module = builder(**untrained, **chosen, **options)
         return model
 
     return factory

@@ -8,8 +8,8 @@ parameters (option A), head `linear`, the names of Y. Idelbayev's published weig
 import torch
 from torch import Tensor, nn
 
-from gracile import registry
 from gracile.models.resnet import BasicBlock, conv3x3, init_convolutions, projection
+from gracile.models.variants import register_variant
 from gracile.nn.shortcut import ChannelPad
 
 PAPER = "He et al. 2015, arXiv:1512.03385, section 4.2"
@@ -78,10 +78,9 @@ def _register(depth: int, padded: bool) -> None:
     def factory(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
         return CifarResNet(depth, num_classes=num_classes, in_channels=in_channels, padded=padded)
 
-    factory.__name__ = factory.__qualname__ = name
     shortcuts = "zero-padded" if padded else "1x1-convolution"
-    factory.__doc__ = f"ResNet-{depth} for 32x32 images with {shortcuts} shortcuts."
-    registry.register("model", name, source=whose)(factory)
+    summary = f"ResNet-{depth} for 32x32 images with {shortcuts} shortcuts."
+    register_variant(name, factory, source=whose, summary=summary)
 
 
 for _depth in (20, 32, 44, 56):

@@ -6,22 +6,15 @@ import torch
 from torch import Tensor
 
 
-def group_scores(scores: Tensor, groups: Tensor) -> Tensor:
-    """Sum element scores over each group.
+def finished(sums: Tensor, after: str) -> Tensor:
+    """Scores of groups from their sums: as they are, or without their sign (see `criterion`)."""
+    return sums.abs() if after == "abs" else sums
 
-    Args:
-        scores: any shape.
-        groups: group id of each element, same shape, 0..G-1.
 
-    Returns:
-        (G,) sums.
-
-    >>> group_scores(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1]))
-    tensor([3., 4.])
-    """
-    flat = groups.reshape(-1).to(scores.device)
-    out = torch.zeros(int(flat.max()) + 1, dtype=scores.dtype, device=scores.device)
-    return out.index_add_(0, flat, scores.reshape(-1))
+def noisy(scores: Tensor, chance: float, rng: torch.Generator) -> Tensor:
+    """Each score, with some chance multiplied by a standard normal number (Distiller)."""
+    hit = torch.rand(scores.shape, generator=rng) < chance
+    return torch.where(hit, scores * torch.randn(scores.shape, generator=rng), scores)
 
 
 def removed_count(
@@ -46,6 +39,15 @@ def lowest(scores: Tensor, k: int) -> Tensor:
     return torch.argsort(scores, stable=True)[:k]
 
 
+def with_ties(scores: Tensor, gone: Tensor) -> Tensor:
+    """What goes, and all that is not above it: the threshold of Distiller's level pruning.
+
+    >>> with_ties(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([0]))
+    tensor([0, 2])
+    """
+    return (scores <= scores[gone].max()).nonzero().flatten() if len(gone) else gone
+
+
 def lowest_overall(scores: Mapping[str, Tensor], k: int, *, min_keep: int = 1) -> dict[str, Tensor]:
     """The k smallest scores over several sets ranked together, leaving `min_keep` in each.
 
@@ -61,17 +63,12 @@ def lowest_overall(scores: Mapping[str, Tensor], k: int, *, min_keep: int = 1) -
     flat = torch.cat([scores[n] for n in names])
     owner = torch.cat([torch.full((len(scores[n]),), i) for i, n in enumerate(names)])
     index = torch.cat([torch.arange(len(scores[n])) for n in names])
-    left = [len(scores[n]) for n in names]
-    gone: dict[str, list[int]] = {n: [] for n in names}
-    for j in torch.argsort(flat, stable=True).tolist():
-        if k == 0:
-            break
-        i = int(owner[j])
-        if left[i] > min_keep:
-            left[i] -= 1
-            k -= 1
-            gone[names[i]].append(int(index[j]))
-    return {n: torch.tensor(sorted(g), dtype=torch.long) for n, g in gone.items()}
+    for name, v in scores.items():  # the highest of each set are out of reach
+        last = torch.argsort(v, stable=True)[max(0, len(v) - min_keep) :]
+        flat[(owner == names.index(name)).nonzero().flatten()[last]] = torch.inf
+    order = torch.argsort(flat, stable=True)[:k]
+    order = order[flat[order] < torch.inf]
+    return {n: index[order[owner[order] == i]].sort().values for i, n in enumerate(names)}
 
 
 def mask_without(groups: Tensor, gone: Tensor | Sequence[int]) -> Tensor:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gracile.analyze.widths import Axis, Timeline, Widths, nearest_prefix, shortest_prefix
 from gracile.errors import UserError
 from gracile.graph.dependency import ChannelGroup, Slice
 from gracile.prune.ranking import ranks
-from gracile.prune.targets import Axis, Timeline, Widths, nearest_prefix, shortest_prefix
 from gracile.prune.widths import Limits, steps, stops
 
 KINDS = ("channels", "outer", "inner")  # of overlapping groups the first of these is cut

@@ -60,22 +60,26 @@ def recover(name: str, /, **options: Any) -> dict[str, Any]:
 def build(
     *,
     seed: int = 0,
+    compat: str = "none",
     goal: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    accuracy: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     methods: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Make a Recipe from Python values.
 
     Args:
-        seed, goal, train, data, methods: as in a file; values may also be the objects the fields
-            hold (`When`, `Time`, a level, a kernel), and tuples stand for lists.
+        seed, compat, goal, train, accuracy, data, methods: as in a file; values may also be the
+            objects the fields hold (`When`, `Time`, a level, a kernel), and tuples stand for lists.
 
     Raises:
         RecipeError: begins with `<python>:`.
     """
     sections = {"goal": goal, "train": train, "data": data, "methods": methods}
-    raw = {"recipe": 1, "seed": seed, **{k: v for k, v in sections.items() if v is not None}}
+    raw = {"recipe": 1, "seed": seed, "compat": compat}
+    sections["accuracy"] = accuracy
+    raw |= {k: v for k, v in sections.items() if v is not None}
     return Recipe.read(Document(NAME, _plain(raw, (), raw)))
 
 

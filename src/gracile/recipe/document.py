@@ -26,6 +26,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from gracile.core.rules import is_number
 from gracile.errors import RecipeError
 
 MAX_BYTES = 1 << 20
@@ -86,13 +87,19 @@ class Document:
         return int(number) if number.isdecimal() else None
 
 
-def parse(text: str, name: str) -> Document:
+def parse(text: str, name: str, lenient: list[str] | None = None) -> Document:
     """Read a recipe's text.
+
+    Args:
+        text: YAML.
+        name: stands for the file in messages.
+        lenient: for files of others: a key that comes twice has its last value, a number as key
+            is a text; each key that comes twice is told here.
 
     Raises:
         RecipeError: it is not YAML, or not the part of it that a recipe may use.
     """
-    return _Reader(text, name).document()
+    return _Reader(text, name, lenient).document()
 
 
 def scalar(text: str) -> Any:
@@ -176,8 +183,8 @@ for _tag, _regex in (
 class _Reader:
     """One pass over the parser's events; counts nodes and depth as it goes."""
 
-    def __init__(self, text: str, name: str):
-        self.text, self.name = text, name
+    def __init__(self, text: str, name: str, lenient: list[str] | None = None):
+        self.text, self.name, self.lenient = text, name, lenient
         self.places: dict[Keys, str] = {}
         self.anchors: dict[str, tuple[Any, int, int]] = {}  # value, nodes, height
         self.nodes = 0
@@ -269,14 +276,21 @@ class _Reader:
                 return items, height + 1
             key = self.key(event)
             if key in items:
-                self.refuse(
-                    f"duplicate key '{key}', first on line {first[key]}; keep one of the two."
-                )
+                self.repeated((*keys, key), first[key])
             first[key] = self.line
             self.places[(*keys, key)] = f"{self.name}:{self.line}"
             items[key], h = self.value(next(events), events, (*keys, key), depth + 1)
             height = max(height, h)
         raise AssertionError("a mapping ends")
+
+    def repeated(self, keys: Keys, line: int) -> None:
+        if self.lenient is None:
+            self.refuse(f"duplicate key '{keys[-1]}', first on line {line}; keep one of the two.")
+        self.lenient.append(
+            f"{self.name}:{self.line}: '{keys[-1]}' was on line {line} already; this one counts."
+        )
+        for old in [k for k in self.places if k[: len(keys)] == keys]:
+            del self.places[old]
 
     def key(self, event: Event) -> str:
         self.count(1, 0)
@@ -287,6 +301,8 @@ class _Reader:
         key = self.scalar(event)
         if event.implicit[0] and key == "<<":
             self.refuse("merge keys (<<) are not allowed in a recipe; write the keys out.")
+        if self.lenient is not None and is_number(key):
+            return str(event.value)
         if not isinstance(key, str):
             self.refuse(
                 f"a key must be a text, got {event.value or 'nothing'}; put it into quotes."

@@ -1,7 +1,8 @@
 """Types for a method's options that recipes share: selectors, kernels by name, levels over time.
 
-A method writes `weights: Selector`, `criterion: KernelRef("criterion")`, `sparsity: Level`; each
-reads its YAML forms, refuses wrong ones with the rule, and writes itself back to YAML.
+A method writes `weights: Selector`, `criterion: KernelRef("criterion")`, `sparsity: Level` or
+`threshold: Amount`; each reads its YAML forms, refuses wrong ones with the rule, and writes itself
+back to YAML.
 """
 
 import json
@@ -16,6 +17,7 @@ from pydantic_core import core_schema
 from gracile import registry
 from gracile.core.address import compile_pattern
 from gracile.core.kinds import check_options, kernel_options
+from gracile.core.rules import is_number
 from gracile.errors import UserError, nearest
 from gracile.recipe.messages import FieldError, share, show, unknown_key
 
@@ -132,9 +134,20 @@ def read_kernel(kind: str, value: object) -> Kernel:
     return kernel(kind, value["name"], **options)
 
 
-def KernelRef(kind: str) -> Any:
-    """The annotation of an option that names a kernel of `kind`; its value is a `Kernel`."""
-    return Annotated[Kernel, _plain_type(partial(read_kernel, kind), Kernel.plain)]
+def KernelRef(kind: str, *words: str) -> Any:
+    """The annotation of an option that names a kernel of `kind`; its value is a `Kernel`.
+
+    Args:
+        kind: see `Kernel`.
+        words: what else it may say; such a value stays a text.
+    """
+    return Annotated[
+        Kernel | str,
+        _plain_type(
+            lambda v: v if v in words else read_kernel(kind, v),
+            lambda v: v if isinstance(v, str) else v.plain(),
+        ),
+    ]
 
 
 # ------------------------------------------------------------------ levels over time
@@ -142,7 +155,7 @@ def KernelRef(kind: str) -> Any:
 
 @dataclass(frozen=True)
 class LevelValue:
-    """A share in [0, 1), fixed or moving from `initial` to `final` along a ramp.
+    """A share in [0, 1) or an amount, fixed or moving from `initial` to `final` along a ramp.
 
     Attributes:
         initial: level at the first firing (progress 0), for ramps that start from it.
@@ -171,16 +184,21 @@ class LevelValue:
         return {"ramp": self.ramp.plain(), "initial": self.initial, "final": self.final}
 
 
-def read_level(value: object) -> LevelValue:
+def read_level(value: object, wrong_with: Callable[[object], str | None] = share) -> LevelValue:
     """Read a number in [0, 1) or `{ramp, initial, final}`; `initial` is 0 if left out.
 
+    Args:
+        value: as in a recipe.
+        wrong_with: says what is wrong with a number; None if it may be that.
+
     Raises:
-        FieldError, UserError: out of range, an unknown key or ramp, or another shape.
+        FieldError, UserError: out of range, an unknown key or ramp, a ramp that cannot go between
+            these ends, or another shape.
     """
     if isinstance(value, LevelValue):
         return value
     if not isinstance(value, dict):
-        if wrong := share(value):
+        if wrong := wrong_with(value):
             raise FieldError(wrong)
         return LevelValue(final=float(value))  # type: ignore[arg-type]
     known = ("ramp", "initial", "final")
@@ -192,7 +210,7 @@ def read_level(value: object) -> LevelValue:
             raise FieldError(f"needs '{key}'. Write {{ramp: cubic, initial: 0.1, final: 0.5}}.")
     ends = {k: value.get(k, 0.0) for k in ("initial", "final")}
     for key, end in ends.items():
-        if wrong := share(end):
+        if wrong := wrong_with(end):
             raise FieldError(wrong, (key,))
     try:
         ramp = read_kernel("ramp", value["ramp"])
@@ -200,7 +218,36 @@ def read_level(value: object) -> LevelValue:
         raise FieldError(e.text, ("ramp", *e.keys), e.key) from None
     except UserError as e:
         raise FieldError(f"must be a known ramp: {e}", ("ramp",)) from None
-    return LevelValue(final=float(ends["final"]), initial=float(ends["initial"]), ramp=ramp)
+    level = LevelValue(final=float(ends["final"]), initial=float(ends["initial"]), ramp=ramp)
+    try:
+        level.at(0.0)
+    except UserError as e:
+        raise FieldError(str(e), ("ramp",)) from None
+    return level
 
 
 Level = Annotated[LevelValue, _plain_type(read_level, LevelValue.plain)]
+
+
+def read_amount(value: object) -> LevelValue:
+    """Read a number > 0 or `{ramp, initial, final}` with `initial` >= 0 and `final` > 0.
+
+    Raises:
+        FieldError, UserError: as `read_level`.
+    """
+    amount = read_level(value, _not_positive)
+    if amount.final == 0:
+        raise FieldError(
+            "must be more than 0, got 0. Write a larger value.",
+            () if amount.ramp is None else ("final",),
+        )
+    return amount
+
+
+def _not_positive(value: object) -> str | None:
+    if is_number(value) and value >= 0:  # type: ignore[operator]
+        return None
+    return f"must be a number, not below 0, got {show(value)}. Write such as 0.05."
+
+
+Amount = Annotated[LevelValue, _plain_type(read_amount, LevelValue.plain)]

@@ -13,6 +13,15 @@ def load(path: str | Path) -> Recipe:
     Raises:
         RecipeError: no such file, not readable, or what `loads` refuses; begins with `file:line:`.
     """
+    return loads(read(path), str(path))
+
+
+def read(path: str | Path) -> bytes:
+    """What is in a recipe file.
+
+    Raises:
+        RecipeError: no such file, or not readable; begins with `file:line:`.
+    """
     path = Path(path)
     if not path.exists():
         folder = path.parent if path.parent.is_dir() else Path()
@@ -23,12 +32,11 @@ def load(path: str | Path) -> Recipe:
         raise RecipeError(f"{path}:1: must be a file, got a folder. Name a file in it.")
     try:
         with path.open("rb") as f:
-            raw = f.read(MAX_BYTES + 1)
+            return f.read(MAX_BYTES + 1)
     except OSError as e:
         raise RecipeError(
             f"{path}:1: cannot be read: {e.strerror}. Check its permissions."
         ) from None
-    return loads(raw, str(path))
 
 
 def loads(text: str | bytes, name: str = "<string>") -> Recipe:
@@ -44,8 +52,11 @@ def loads(text: str | bytes, name: str = "<string>") -> Recipe:
     return Recipe.read(document(text, name))
 
 
-def document(text: str | bytes, name: str) -> Document:
+def document(text: str | bytes, name: str, lenient: list[str] | None = None) -> Document:
     """The plain values of a recipe text, its top being a mapping.
+
+    Args:
+        text, name, lenient: see `parse`.
 
     Raises:
         RecipeError: begins with `name:line:`.
@@ -63,7 +74,7 @@ def document(text: str | bytes, name: str) -> Document:
                 f"{name}:{line}: must be UTF-8 text, got the byte {e.object[e.start]:#04x}. "
                 "Save the file as UTF-8."
             ) from None
-    out = parse(text, name)
+    out = parse(text, name, lenient)
     if not isinstance(out.data, dict):
         raise RecipeError(
             f"{out.place(())}: a recipe must be a mapping, got {show_kind(out.data)}. "

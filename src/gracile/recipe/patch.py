@@ -24,8 +24,17 @@ def with_overrides(recipe: Recipe | str, overrides: Iterable[str]) -> Recipe:
         RecipeError: an unknown path (names the nearest), or a value the recipe refuses.
     """
     recipe = loads(recipe) if isinstance(recipe, str) else recipe
-    data = copy.deepcopy(recipe.plain())
-    places = dict(recipe.places)
+    document = Document(recipe.path, copy.deepcopy(recipe.plain()), dict(recipe.places))
+    return Recipe.read(overridden(document, overrides))
+
+
+def overridden(document: Document, overrides: Iterable[str]) -> Document:
+    """The plain values of a recipe with some set; its mappings are changed in place.
+
+    Raises:
+        RecipeError: an unknown path (names the nearest).
+    """
+    data, places = document.data, dict(document.places)
     for text in overrides:
         keys, value = _read(text, data)
         _set(data, keys, value, text)
@@ -33,7 +42,7 @@ def with_overrides(recipe: Recipe | str, overrides: Iterable[str]) -> Recipe:
             del places[old]
         for n in range(1, len(keys) + 1):
             places.setdefault(keys[:n], f"--set {text}")
-    return Recipe.read(Document(recipe.path, data, places))
+    return Document(document.name, data, places)
 
 
 def _read(text: str, data: dict[str, Any]) -> tuple[Keys, Any]:

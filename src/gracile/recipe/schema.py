@@ -121,7 +121,8 @@ class Train(_Section):
             raise FieldError(f"must be a mapping, got {show(spec)}. Write {{class: OneCycleLR}}.")
         wrong = schedules.problem(spec) if spec is not None else None
         if wrong is not None:
-            raise FieldError(wrong[1], tuple(filter(None, (wrong[0],))))
+            keys = (k for k in wrong[0].split(".") if k)
+            raise FieldError(wrong[1], tuple(int(k) if k.isdigit() else k for k in keys))
         return spec
 
     @model_validator(mode="after")
@@ -195,6 +196,38 @@ class Data(_Section):
                 ("std",),
             )
         return self
+
+
+class Accuracy(_Section):
+    """How long to train, and how far to compress, goes by the accuracy on validation data.
+
+    Attributes:
+        mode: early_exit: stop as soon as all methods have reached their last level and the accuracy
+            is within `max_drop`. adaptive: look for the highest level of one method at which it is.
+        max_drop: points (1 point = 1 %) of top-1 that may be lost against the original.
+        relative: the drop is in percent of the original's accuracy instead.
+        method: adaptive: the entry whose level is varied; default the last that has one.
+        step: adaptive: first change of the level.
+        shrink: after a level that fails the step is multiplied by this.
+        min_step: a smaller step is not tried.
+        min_level, max_level: levels beyond these are not tried.
+        patience: epochs that a higher level has to get within `max_drop`.
+        lr_factor: after a level that fails the learning rate is multiplied by this.
+        max_epochs: no other level is tried after so many epochs in all.
+    """
+
+    mode: Literal["early_exit", "adaptive"]
+    max_drop: float = Field(ge=0, le=100)
+    relative: bool = False
+    method: str | None = None
+    step: float = Field(default=0.1, gt=0, lt=1)
+    shrink: float = Field(default=0.5, gt=0, lt=1)
+    min_step: float = Field(default=0.025, gt=0, lt=1)
+    min_level: float = Field(default=0.05, ge=0, lt=1)
+    max_level: float = Field(default=0.95, gt=0, lt=1)
+    patience: int = Field(default=3, ge=1)
+    lr_factor: float = Field(default=0.5, gt=0, le=1)
+    max_epochs: int = Field(default=10_000, ge=1)
 
 
 @dataclass(frozen=True)
@@ -286,7 +319,9 @@ class Recipe(BaseModel):
     Attributes:
         recipe: version of the format.
         seed: every random number of a run derives from it.
-        goal, train, data: see there.
+        compat: strict: methods that follow Distiller do what it did even where that is a defect,
+            see docs/guide/from-distiller.md.
+        goal, train, accuracy, data: see there.
         methods: id -> entry; several due at one instant act in this order.
     """
 
@@ -294,8 +329,10 @@ class Recipe(BaseModel):
 
     recipe: Literal[1]
     seed: int = Field(default=0, ge=0)
+    compat: Literal["none", "strict"] = "none"
     goal: Goal = Field(default_factory=Goal)
     train: Train = Field(default_factory=Train)
+    accuracy: Accuracy | None = None
     data: Data = Field(default_factory=Data)
     methods: dict[str, _EntryField] = Field(default_factory=dict)
 
@@ -311,6 +348,18 @@ class Recipe(BaseModel):
                     key=id,
                 )
         return value
+
+    @model_validator(mode="after")
+    def _accuracy_of(self) -> Self:
+        aware = self.accuracy
+        if aware is not None and self.train.epochs == 0:
+            raise FieldError("goes by training. Set train: {epochs: N}.", ("accuracy",))
+        if aware is not None and aware.method not in (None, *self.methods):
+            raise FieldError(
+                f"must name an entry, got {show(aware.method)}.{nearest('', self.methods)}",
+                ("accuracy", "method"),
+            )
+        return self
 
     @classmethod
     def read(cls, document: Document) -> "Recipe":
@@ -333,8 +382,10 @@ class Recipe(BaseModel):
         cls,
         *,
         seed: int = 0,
+        compat: str = "none",
         goal: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = None,
+        accuracy: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
         methods: Mapping[str, Any] | None = None,
     ) -> "Recipe":
@@ -345,7 +396,8 @@ class Recipe(BaseModel):
         """
         from gracile.recipe.build import build
 
-        return build(seed=seed, goal=goal, train=train, data=data, methods=methods)
+        sections = {"goal": goal, "train": train, "data": data, "methods": methods}
+        return build(seed=seed, compat=compat, accuracy=accuracy, **sections)
 
     @property
     def path(self) -> str:
@@ -373,8 +425,11 @@ class Recipe(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Plain values in YAML's order, defaults filled in; what is null by default is left out."""
         out: dict[str, Any] = {"recipe": self.recipe, "seed": self.seed}
-        for name in ("goal", "train", "data"):
-            out[name] = _plain(getattr(self, name))
+        if self.compat != "none":
+            out["compat"] = self.compat
+        for name in ("goal", "train", "accuracy", "data"):
+            section = getattr(self, name)
+            out[name] = _plain(section) if section is not None else {}
         out["methods"] = {id: entry.plain() for id, entry in self.methods.items()}
         return {k: v for k, v in out.items() if v != {}}
 

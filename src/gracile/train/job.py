@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from gracile import registry
 from gracile.benchmark.artifact import Artifact
@@ -94,6 +95,12 @@ class Workplace:
         spec = self.fresh()
         return Result(model=spec.model.eval(), plan=Plan(architecture=spec.architecture))
 
+    def renewed(self) -> Session:
+        """A new session on the original network, in the place of the one before."""
+        self.spec = self.fresh()
+        self.session = self._session()
+        return self.session
+
     def _session(self) -> Session:
         recipe = self.job.recipe
         model = self.spec.model.to(self.device)
@@ -108,6 +115,7 @@ class Workplace:
             calibration=_Calibration(self.bundle),
             profile=self._profile(),
             architecture=self.spec.architecture,
+            loss_of=cross_entropy,
         )
 
     def _profile(self) -> str:
@@ -238,8 +246,8 @@ class _Calibration:
     def __init__(self, bundle: DataBundle):
         self.bundle = bundle
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (x for x, _ in calibration_batches(self.bundle, None, CALIBRATION_BATCH).batches(0))
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return calibration_batches(self.bundle, None, CALIBRATION_BATCH).batches(0)
 
 
 def _device(name: str) -> torch.device:

@@ -55,7 +55,7 @@ def fit(
     *,
     val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
     start: int = 0,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], bool | None] | None = None,
     progress: bool = True,
 ) -> None:
     """Train to the recipe's last epoch, driving the session's call-backs.
@@ -66,7 +66,7 @@ def fit(
         val: makes the validation batches; scored after each epoch and after each change a method
             makes at an epoch's start (curves `val_top1`, `val_top1_cut`).
         start: first epoch, for a resumed run.
-        after_epoch: called with the epoch just ended; where state is saved.
+        after_epoch: called with the epoch just ended; where state is saved. True ends training.
         progress: show a progress bar on stderr.
     """
     train, optimizer = session.recipe.train, session.optimizer
@@ -111,8 +111,8 @@ def fit(
                 result = score(*predict_module(session.model, val()))
                 metrics |= {"val_top1": result.top1, "val_loss": result.loss}
             session.on_epoch_end(epoch, metrics)
-            if after_epoch is not None:
-                after_epoch(epoch)
+            if after_epoch is not None and after_epoch(epoch):
+                break
 
 
 def _track_score(session: Session, batches: Iterable[tuple[Tensor, Tensor]], suffix: str) -> None:

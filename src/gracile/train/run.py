@@ -24,10 +24,10 @@ from gracile.core.result import Result
 from gracile.core.state import write_atomic_with, write_json
 from gracile.errors import UserError
 from gracile.export import parity
-from gracile.export.onnx import saturation_warning
 from gracile.graph.capture import capture
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
+from gracile.train.accuracy_aware import AccuracyAware
 from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
 from gracile.train.evaluate import agreement, predict, predict_module, score
 from gracile.train.folder import begun, check_folder, opened, read_finished
@@ -90,7 +90,7 @@ def export_only(
     artifact = at.exported(runtime, result, out)
     loaded = at.load(runtime, artifact, result.model)
     report = parity.check(result.model, loaded, at.parity_inputs(), precision=artifact.precision)
-    parity.require(report)
+    parity.require(report, result.plan)
     return {"artifact": artifact.to_dict(), "parity": report.to_dict()}
 
 
@@ -159,7 +159,10 @@ class _Run:
         """Train from the last saved epoch, finish, and write the compressed model."""
         s, recipe = self.at.session, self.job.recipe
         at, start = self.state / "session.safetensors", 0
-        if at.exists():
+        if recipe.accuracy is not None:  # begun anew by a resumed run
+            s = self._fit_to_accuracy()
+            start = s.epochs
+        elif at.exists():
             saved = load_state(at, self.at.device)
             start = int(saved["next_epoch"])
             s.load_state_dict(saved["session"])
@@ -188,6 +191,15 @@ class _Run:
         write_json(self.out / "history.json", {"curves": s.history})
         return {"warnings": result.warnings, "cut": _worst_cut(s.history), "recipe": recipe.sha}
 
+    def _fit_to_accuracy(self) -> Session:
+        aware = AccuracyAware(
+            self.at.renewed,
+            self.at.train_loader(),
+            val=lambda: self.at.batches("val"),
+            progress=self.job.progress,
+        )
+        return aware.fit()
+
     def compressed(self) -> dict[str, Any]:
         """Score the compressed model in PyTorch, next to the original."""
         result = self.result
@@ -214,7 +226,7 @@ class _Run:
             report = parity.check(
                 result.model, loaded, self.at.parity_inputs(), precision=artifact.precision
             )
-            parity.require(report)
+            parity.require(report, result.plan)
             self._record(
                 "parity_max_abs", report.max_abs, "logit", model=which, runtime=runtime,
                 artifact=artifact,
@@ -227,7 +239,7 @@ class _Run:
                 out["warnings"].append(
                     ["left-float", f"{runtime}: '{address}' stays float: {why}."]
                 )
-            danger = saturation_warning(artifact.precision)
+            danger = parity.saturation_warning(result.plan)
             if danger is not None:
                 out["warnings"].append(["saturation", f"{runtime}: {danger}"])
         return out

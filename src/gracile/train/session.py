@@ -22,7 +22,6 @@ Your own loop keeps working; the names are those of the classic compression sche
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,14 @@ from gracile.train.bind import (
     class_names,
     timetables,
 )
+from gracile.train.looking import Looking
 from gracile.train.masks import Masks
 from gracile.train.rate import LearningRate
 
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
 
-class Session:
+class Session(Looking):
     """One compression run.
 
     Args:
@@ -82,6 +82,8 @@ class Session:
         calibration: batches for methods that observe activations: tensors, or (tensor, label).
         profile: the target runtime's quantizer profile.
         architecture: what a checkpoint calls this network; default its class name.
+        loss_of: (outputs, labels) -> scalar loss, for methods that want gradients of calibration
+            batches.
 
     Raises:
         RecipeError, BindError, PlanConflict: before anything is changed.
@@ -99,12 +101,13 @@ class Session:
         calibration: Iterable[Any] | None = None,
         profile: str = "portable",
         architecture: Architecture | None = None,
+        loss_of: Callable[[Any, Tensor], Tensor] | None = None,
     ):
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.optimizer = optimizer
         self.example = example
         self.profile = profile
-        self.calibration = calibration
+        self.calibration, self.loss_of = calibration, loss_of
         self.epochs = self.recipe.train.epochs if epochs is None else epochs
         self.calendar = Calendar(self.epochs, steps_per_epoch, self.recipe.train.accumulate)
         self.device = _first(example).device
@@ -121,6 +124,7 @@ class Session:
         self.refused: list[Refusal] = []  # cuts that failed their proof
         self.changed = False  # what the model computes was changed by a method since last asked
         self.finished = False
+        self.judged = False  # whether somebody keeps to the recipe's `accuracy`
         self._masks = Masks()
         self._graph: Graph | None = None
         self._groups: list[ChannelGroup] | None = None
@@ -266,6 +270,12 @@ class Session:
             if table is not None and table.at_end:
                 self._fire_one(m, table.progress(len(table) - 1))
         self._check_fired()
+        if self.recipe.accuracy is not None and not self.judged:
+            self.warn(
+                "accuracy-ignored",
+                "the recipe's 'accuracy' was not kept to: a loop of your own trains all its epochs."
+                " Use gracile.compress or the command.",
+            )
         edits = in_order([e for m in self.methods for e in m.on_detach(self)])
         check_conflicts(edits, self.recipe.lines)
         self.plan = self.plan.extended(edits)
@@ -289,13 +299,6 @@ class Session:
         self.finished = True
 
     # ------------------------------------------------------------------ what methods may use
-
-    @property
-    def graph(self) -> Graph:
-        """The captured graph of the model as it is now."""
-        if self._graph is None:
-            self._graph = capture(self.model, self.example)
-        return self._graph
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -329,28 +332,59 @@ class Session:
         """The stored parameter (without overlays)."""
         return self.model.get_parameter(address)
 
+    @property
+    def now(self) -> int:
+        """Mini-batches (epochs, if their length is unknown) since training began."""
+        steps = self.calendar.steps
+        return self.epoch_number * steps + self.batch if steps else self.epoch_number
+
     def active(self, m: Method) -> bool:
         """Whether now lies in the span of a method's `when` (always, if it has none)."""
         when = m.options.timing
         if when is None:
             return True
-        now = self.epoch_number * (self.calendar.steps or 1)
-        now += self.batch if self.calendar.steps else 0
         start = self.calendar.minibatch(when.start) if when.start else 0
         stop = self.calendar.minibatch(when.stop) if when.stop else self.calendar.total
-        return start <= now < stop
+        return start <= self.now < stop
 
-    def set_mask(self, by: str, address: str, keep: Tensor) -> None:
-        """Lay a keep-mask of one method on a tensor; masks of several methods intersect."""
+    def over(self, m: Method) -> bool:
+        """Whether the span of a method's `when` lies behind; False for one that fires once."""
+        when = m.options.timing
+        if when is None or when.stop is None:
+            return False
+        return self.now >= self.calendar.minibatch(when.stop)
+
+    def set_mask(self, by: str, address: str, keep: Tensor, *, scale: float = 1.0) -> None:
+        """Lay a keep-mask of one method on a tensor; masks of several methods intersect.
+
+        Args:
+            by: the method's id.
+            address: of a parameter.
+            keep: True where it stays, of its shape.
+            scale: what is kept is multiplied by this, until the mask is replaced or dropped.
+        """
         keep = keep.to(device=self.parameter(address).device, dtype=torch.bool)
-        self._masks.set(by, address, keep)
+        self._masks.set(by, address, keep, scale)
         self._lay_masks([address])
         self.changed = True
+
+    def drop_masks(self, by: str) -> None:
+        """Take all masks of a method off."""
+        self._lay_masks(self._masks.drop(by))
+
+    def train_masked(self, by: str, on: bool) -> None:
+        """Whether weights under a method's masks go on getting their gradient."""
+        (self._masks.trained.add if on else self._masks.trained.discard)(by)
+        self._lay_masks(self._masks.addresses(by))
 
     def mask(self, address: str) -> Tensor | None:
         """The combined keep-mask of a tensor (on the CPU), or None."""
         keep = self._masks.together(address)
         return None if keep is None else keep.cpu()
+
+    def masked_by(self, by: str) -> list[str]:
+        """Addresses of the tensors that a method has masked."""
+        return self._masks.addresses(by)
 
     def own_mask(self, by: str, address: str) -> Tensor:
         """The keep-mask one method laid on a tensor; all True if none."""
@@ -423,29 +457,6 @@ class Session:
             m.on_surgery(self, edits)
         self.changed = True
 
-    def calibrate(self, m: Method) -> None:
-        """Run the calibration batches without gradient, calling `m.on_calibrate(self)` after each.
-
-        Raises:
-            BindError: the session has no calibration data.
-        """
-        if self.calibration is None:
-            raise BindError(
-                f"'{m.id}' needs calibration data: Session(..., calibration=batches) or "
-                "finish(calibration=batches)."
-            )
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for item in self.calibration:
-                    x = item[0] if isinstance(item, (tuple, list)) else item
-                    self.model(x.to(self.device))
-                    m.on_calibrate(self)
-        finally:
-            self.model.train(was_training)
-        self.changed = True
-
     def generator(self, *purpose: object) -> torch.Generator:
         """A generator of its own for one purpose, derived from the recipe's seed."""
         return torch.Generator().manual_seed(derive_seed(self.recipe.seed, *purpose))
@@ -505,7 +516,8 @@ class Session:
             )
         )
         self.plan = plan
-        self._masks = Masks(state["masks"])
+        trained, self._masks = self._masks.trained, Masks(state["masks"])
+        self._masks.trained = trained
         self._lay_masks(self._masks.addresses())
         for m in self.methods:
             if edits:
@@ -554,11 +566,11 @@ class Session:
 
     def _lay_masks(self, addresses: Iterable[str]) -> None:
         for address in addresses:
-            keep = self._masks.together(address)
-            if keep is None or bool(keep.all()):
+            laid = self._masks.overlay(address)
+            if laid is None:
                 self.overlays.remove(address, "mask")
             else:
-                self.overlays.set(address, "mask", partial(_masked, keep))
+                self.overlays.set(address, "mask", laid)
 
     def _replace_model(self, change: Callable[[nn.Module], nn.Module]) -> None:
         """Change the bare model, or put another in its place; then lay the overlays again.
@@ -614,10 +626,6 @@ def _another(x: Tensor, generator: torch.Generator) -> Tensor:
     if not x.is_floating_point():
         return x.roll(1, dims=-1) if x.ndim else x
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device, x.dtype)
-
-
-def _masked(keep: Tensor, w: Tensor) -> Tensor:
-    return w * keep.to(w.dtype)
 
 
 def _first(example: Tensor | tuple[Tensor, ...]) -> Tensor:

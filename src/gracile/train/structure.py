@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gracile.analyze.widths import Widths
 from gracile.core.result import Result
 from gracile.prune.methods.structure import Structure
-from gracile.prune.targets import Widths
 from gracile.recipe.build import build, prune
 from gracile.train.session import Session
 

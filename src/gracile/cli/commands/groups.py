@@ -8,8 +8,8 @@ from gracile.cli import options as o
 from gracile.cli.output import out, write_text
 
 if TYPE_CHECKING:
+    from gracile.analyze.widths import CostModel
     from gracile.graph.dependency import ChannelGroup
-    from gracile.prune.targets import CostModel
 
 
 def register(app: typer.Typer) -> None:
@@ -40,11 +40,11 @@ def register(app: typer.Typer) -> None:
 
         import torch
 
+        from gracile.analyze.widths import CostModel
         from gracile.data.sets import open_data
         from gracile.graph.capture import capture
         from gracile.graph.dependency import channel_groups
         from gracile.models.spec import load_weights, resolve
-        from gracile.prune.targets import CostModel
 
         bundle = open_data(data) if data is not None else None
         size = bundle.shape if bundle is not None else o.sizes(shape)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gracile.cli import conversion, simulation
 from gracile.cli import options as o
 from gracile.cli.output import out, write_text
 
@@ -18,6 +19,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help="Check a recipe, or print its timetable.", no_args_is_help=True)
     app.add_typer(group, name="recipe")
+    conversion.add(group)
+    simulation.add(group)
 
     @group.command()
     def check(

@@ -5,7 +5,7 @@ Criterion, granularity, ramp and timing are independent choices. With granularit
 the same ones), and the masks cover all that a later `prune: thin` cuts, so cutting changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,38 +14,43 @@ from torch import Tensor
 
 from gracile import registry
 from gracile.core import method as core
+from gracile.core.groups import group_sums
 from gracile.core.plan import Mask
-from gracile.core.schedule import When
 from gracile.errors import BindError, GracileError
+from gracile.graph.dependency import mask_units
+from gracile.prune.evidence import Evidence
+from gracile.prune.masking import Masking, MaskOptions
 from gracile.prune.selection import (
-    group_scores,
+    finished,
     lowest,
     lowest_overall,
     mask_without,
+    noisy,
     removed_count,
+    with_ties,
 )
-from gracile.recipe.fields import KernelRef, Level, Selector, kernel
+from gracile.recipe.fields import KernelRef, Level, kernel
 
 COUPLED = {"filter": 0, "channel": 1}  # granularity -> dim of the weight
 
 
-class GradualOptions(core.Options):
+class GradualOptions(MaskOptions):
     """Options of `prune: gradual` and `prune: oneshot`.
 
     Attributes:
-        weights: which tensors.
         sparsity: share of groups to remove, a number or `{ramp, initial, final}`.
         criterion: importance of a weight; smaller goes first.
         granularity: what goes as one: element, filter, channel.
         scope: rank inside each layer, or all layers together.
+        rank_by: coupled filters and channels: by the sum over all layers that make (or read) them,
+            or by the first of them alone.
         multiple_of: filters and channels: keep a multiple of this many (16 suits AVX-512).
         min_keep: at least this many groups stay in every layer.
         scores_from: rank by the masked weight ("effective": what is pruned stays pruned) or by
             the stored one ("dense": a pruned weight that grew can come back).
-        when: the firings.
+        noise: chance that a score is multiplied by a standard normal number before ranking.
     """
 
-    weights: Selector
     sparsity: Level
     criterion: KernelRef("criterion") = Field(default_factory=lambda: kernel("criterion", "l1"))  # type: ignore[valid-type]
     granularity: KernelRef("granularity") = Field(  # type: ignore[valid-type]
@@ -54,8 +59,9 @@ class GradualOptions(core.Options):
     scope: Literal["layer", "global"] = "layer"
     multiple_of: int = Field(default=1, ge=1)
     min_keep: int = Field(default=1, ge=1)
+    rank_by: Literal["all", "first"] = "all"
     scores_from: Literal["effective", "dense"] = "effective"
-    when: When
+    noise: float = Field(default=0.0, ge=0, le=1)
 
 
 @core.method(
@@ -63,14 +69,18 @@ class GradualOptions(core.Options):
     "gradual",
     source="Zhu & Gupta 2017, arXiv:1710.01878; filters: Li et al. 2017, 1608.08710",
 )
-class Gradual(core.Method):
+class Gradual(Masking):
     """Zero the least important weights, filters or channels, along a ramp."""
 
     Options = GradualOptions
-    needs = frozenset()
+
+    def __init__(self, id: str, options: Any):
+        super().__init__(id, options)
+        self.evidence = Evidence.of_criterion(id, options.criterion)
+        self.needs = self.evidence.method_needs
 
     def on_attach(self, s: Any) -> None:
-        self.addresses: list[str] = s.tensors(self.options.weights)
+        super().on_attach(s)
         self.asked: dict[str, int] = {}  # address or group id -> how many groups are masked
         dim = COUPLED.get(self.options.granularity.name)
         self.coupled = dim is not None
@@ -90,56 +100,77 @@ class Gradual(core.Method):
                 f"{self.options.granularity.name}s: " + "; ".join(self._refusals(s)[:3])
             )
 
-    def on_fire(self, s: Any, progress: float) -> None:
-        level = self.options.sparsity.at(progress)
-        if self.coupled:
-            self._mask_coupled(s, level)
-        else:
-            self._mask_separate(s, level)
+    def on_before_step(self, s: Any) -> None:
+        self.evidence.add_gradients(s, self.addresses)
+
+    def masks(self, s: Any, progress: float) -> Mapping[str, Tensor]:
+        level = self.options.sparsity.at(self._progress(s, progress))
+        self.evidence.gather(self, s, self._ranked(s))
+        masks = self._coupled_masks(s, level) if self.coupled else self._separate_masks(s, level)
+        self.evidence.forget()
         s.track(f"sparsity/{self.id}", level)
+        return masks
 
     def on_detach(self, s: Any) -> Iterable[Mask]:
-        self._check_reached(s)
-        edits: list[Mask] = s.mask_edits(self.id)
-        return edits
+        if self.options.lifetime == "run":
+            self._check_reached(s)
+        return super().on_detach(s)
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
+        super().on_surgery(s, edits)
         self.asked.clear()  # counts start again from what was left
-        self.addresses = [a for a in self.addresses if a in s.parameter_names]
+        self.evidence.forget()  # gradients of other shapes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"asked": dict(self.asked)}
+        return {"asked": dict(self.asked), "evidence": self.evidence.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.asked = {k: int(v) for k, v in state["asked"].items()}
+        self.evidence.load_state_dict(state["evidence"])
+
+    def _progress(self, s: Any, progress: float) -> float:
+        """Under compat: strict that of the epoch, for a span of epochs with firings within them."""
+        when = self.options.when
+        times = (when.start, when.stop, when.every)
+        if s.recipe.compat != "strict" or [t and t.unit for t in times] != ["ep", "ep", "mb"]:
+            return progress
+        last = when.stop.value - when.start.value - 1
+        return float((s.epoch_number - when.start.value) / last) if last > 0 else 1.0
 
     # --- one tensor at a time (elements and other uncoupled granularities)
 
-    def _mask_separate(self, s: Any, level: float) -> None:
+    def _separate_masks(self, s: Any, level: float) -> dict[str, Tensor]:
         groups = {
             a: self.options.granularity.fn(tuple(s.parameter(a).shape)) for a in self.addresses
         }
-        scores = {a: group_scores(self._scores(s, a), groups[a]).cpu() for a in self.addresses}
-        for a, gone in self._choose(s, scores, level).items():
-            s.set_mask(self.id, a, mask_without(groups[a], gone))
+        scores = {
+            a: finished(group_sums(self._scores(s, a), groups[a]).cpu(), self.evidence.after)
+            for a in self.addresses
+        }
+        chosen = self._choose(s, scores, level)
+        return {a: mask_without(groups[a], gone) for a, gone in chosen.items()}
 
     # --- coupled channels
 
-    def _mask_coupled(self, s: Any, level: float) -> None:
+    def _ranked(self, s: Any) -> list[str]:
+        """Addresses whose elements are scored."""
+        if not self.coupled:
+            return self.addresses
+        return [*dict.fromkeys(a for g in self._groups(s) for a in self._rankers(g))]
+
+    def _rankers(self, group: Any) -> tuple[str, ...]:
+        sides = _sides(group, self.dim)
+        return sides[:1] if self.options.rank_by == "first" else sides
+
+    def _coupled_masks(self, s: Any, level: float) -> dict[str, Tensor]:
         chosen = {g.id: g for g in self._groups(s)}
         scores = {id: self._unit_scores(s, g).cpu() for id, g in chosen.items()}
         masks: dict[str, Tensor] = {}
+        shapes = {a: tuple(s.parameter(a).shape) for a in s.parameter_names}
         for id, gone in self._choose(s, scores, level).items():
             possible = chosen[id].removable(gone.tolist())  # a narrow feeder keeps one channel
-            for u in possible:
-                for part in chosen[id].units[u]:
-                    if part.at not in s.parameter_names:
-                        continue  # buffers are cut by surgery, not masked
-                    if part.at not in masks:
-                        masks[part.at] = torch.ones(s.parameter(part.at).shape, dtype=torch.bool)
-                    masks[part.at].index_fill_(part.dim, torch.tensor(part.index), False)
-        for address, mask in masks.items():
-            s.set_mask(self.id, address, mask)
+            mask_units(masks, chosen[id], possible, shapes)
+        return masks
 
     def _groups(self, s: Any, note: bool = False) -> list[Any]:
         """Groups whose every producer (filter) or consumer (channel) is selected, not protected."""
@@ -165,17 +196,16 @@ class Gradual(core.Method):
 
     def _unit_scores(self, s: Any, group: Any) -> Tensor:
         """(units,) importance: the sum over the slices that make (or read) a channel."""
-        scores = {a: self._scores(s, a).cpu() for a in _sides(group, self.dim)}
-        return torch.tensor(
-            [
-                sum(
-                    float(scores[p.at].index_select(p.dim, torch.tensor(p.index)).sum())
-                    for p in self._parts(group, u)
-                )
-                for u in range(len(group.units))
-            ],
-            dtype=torch.float64,
-        )
+        scores = {a: self._scores(s, a).cpu() for a in self._rankers(group)}
+        total = [
+            sum(
+                float(scores[p.at].index_select(p.dim, torch.tensor(p.index)).sum())
+                for p in self._parts(group, u)
+                if p.at in scores
+            )
+            for u in range(len(group.units))
+        ]
+        return finished(torch.tensor(total, dtype=torch.float64), self.evidence.after)
 
     def _parts(self, group: Any, unit: int) -> list[Any]:
         if self.dim == 0:
@@ -193,10 +223,14 @@ class Gradual(core.Method):
             weight = s.overlays.effective(address, upto="mask")
         else:
             weight = s.parameter(address)
-        return self.options.criterion.fn(weight.detach())  # type: ignore[no-any-return]
+        evidence = self.evidence.of(s, address)
+        return self.options.criterion.fn(weight.detach(), *evidence)  # type: ignore[no-any-return]
 
     def _choose(self, s: Any, scores: dict[str, Tensor], level: float) -> dict[str, Tensor]:
         o = self.options
+        if o.noise:
+            rng = s.generator(self.id, "noise", self.evidence.firings)
+            scores = {a: noisy(v, o.noise, rng) for a, v in scores.items()}
         if o.scope == "global":
             k = removed_count(level, sum(len(v) for v in scores.values()))
             gone = lowest_overall(scores, k, min_keep=o.min_keep)
@@ -221,6 +255,8 @@ class Gradual(core.Method):
                 )
                 for a, v in scores.items()
             }
+            if s.recipe.compat == "strict" and o.criterion.name in ("l1", "l2"):
+                gone = {a: with_ties(scores[a], g) for a, g in gone.items()}
         self.asked = {a: len(g) for a, g in gone.items()}
         return gone
 
@@ -230,7 +266,7 @@ class Gradual(core.Method):
                 continue
             mask = s.own_mask(self.id, key)
             groups = self.options.granularity.fn(tuple(mask.shape))
-            reached = int((group_scores((~mask).float(), groups) > 0).sum())
+            reached = int((group_sums((~mask).float(), groups) > 0).sum())
             if reached != n:
                 raise GracileError(
                     f"'{self.id}': '{key}' should have {n} pruned groups and has {reached}."

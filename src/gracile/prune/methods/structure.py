@@ -11,13 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gracile.analyze.widths import CostModel, Widths
 from gracile.core import method as core
 from gracile.core.schedule import When
 from gracile.errors import BindError, UserError, VerificationError
 from gracile.graph.dependency import ChannelGroup
+from gracile.prune.evidence import Evidence
 from gracile.prune.ranking import normalized, pools, unit_scores
+from gracile.prune.selection import finished
 from gracile.prune.structure import Budget, Selection, Share, candidates, select
-from gracile.prune.targets import CostModel, Widths
 from gracile.prune.widths import Limits
 from gracile.recipe.fields import KernelRef, Level, Selector, kernel
 
@@ -71,11 +73,12 @@ class Structure(core.Method):
     """
 
     Options = StructureOptions
-    needs = frozenset()
 
     def __init__(self, id: str, options: Any, predict: Callable[[Widths], float] | None = None):
         super().__init__(id, options)
         self.predict = predict
+        self.evidence = Evidence.of_criterion(id, options.criterion)
+        self.needs = self.evidence.method_needs
 
     def on_attach(self, s: Any) -> None:
         o = self.options
@@ -97,14 +100,16 @@ class Structure(core.Method):
         self.pool_of = pools(chosen, o.scope)
         self.full = self._cost(s)({})
         if o.ratio.final > 0:  # a target out of reach is refused now, not after training
-            self._select(s, chosen, o.ratio.final)
+            flat = {g.id: torch.ones(len(g.units), dtype=torch.float64) for g in chosen}
+            self._select(s, chosen, o.ratio.final, flat)
 
     def on_fire(self, s: Any, progress: float) -> None:
         level = self.options.ratio.at(progress)
         while chosen := self._candidates(s):
             known = len(self.failed)
+            self.evidence.gather(self, s, _producers(chosen))
             try:
-                found = self._select(s, chosen, level)
+                found = self._select(s, chosen, level, self._unit_scores(s, chosen))
             except UserError as e:
                 if not self.failed:
                     raise
@@ -113,6 +118,7 @@ class Structure(core.Method):
             if found.gone:
                 self._cut(s, found.gone)
             if len(self.failed) == known:
+                self.evidence.forget()
                 self._track(s, found)
                 return
         if not chosen:
@@ -124,11 +130,18 @@ class Structure(core.Method):
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         return [("structure", g.producers[0]) for g in s.groups if g.id in self.original]
 
+    def on_before_step(self, s: Any) -> None:
+        self.evidence.add_gradients(s, _producers(self._candidates(s)))
+
+    def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
+        self.evidence.forget()  # gradients of other shapes
+
     def state_dict(self) -> dict[str, Any]:
-        return {"failed": dict(self.failed)}
+        return {"failed": dict(self.failed), "evidence": self.evidence.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.failed = dict(state["failed"])
+        self.evidence.load_state_dict(state["evidence"])
 
     def _candidates(self, s: Any) -> list[ChannelGroup]:
         found = candidates(s.groups, self.ignored, self.options.families)
@@ -136,11 +149,16 @@ class Structure(core.Method):
             g for g in found if g.id not in self.failed and g.id in (self.original or {g.id: 0})
         ]
 
-    def _select(self, s: Any, chosen: list[ChannelGroup], level: float) -> Selection:
+    def _unit_scores(self, s: Any, chosen: list[ChannelGroup]) -> dict[str, Tensor]:
+        sums = unit_scores(chosen, lambda at: self._scores(s, at))
+        return {id: finished(v, self.evidence.after) for id, v in sums.items()}
+
+    def _select(
+        self, s: Any, chosen: list[ChannelGroup], level: float, scores: dict[str, Tensor]
+    ) -> Selection:
         norm = self.options.norm
         if norm == "auto":
             norm = "mean" if self.options.scope == "global" else "none"
-        scores = unit_scores(chosen, lambda at: self._scores(s, at))
         return select(
             chosen,
             {id: normalized(v, norm) for id, v in scores.items()},
@@ -165,7 +183,8 @@ class Structure(core.Method):
     def _scores(self, s: Any, address: str) -> Tensor:
         weight = s.overlays.effective(address, upto="mask")
         with torch.no_grad():
-            return self.options.criterion.fn(weight.detach())  # type: ignore[no-any-return]
+            evidence = self.evidence.of(s, address)
+            return self.options.criterion.fn(weight.detach(), *evidence)  # type: ignore[no-any-return]
 
     def _cut(self, s: Any, gone: Mapping[str, Iterable[int]]) -> None:
         """Cut all of these groups, or in halves as many as pass their proof."""
@@ -197,3 +216,7 @@ class Structure(core.Method):
                 "that feed wide ones allow no more.",
             )
         s.track(f"{found.measure}/{self.id}", found.reached)
+
+
+def _producers(groups: Iterable[ChannelGroup]) -> list[str]:
+    return [*dict.fromkeys(at for g in groups for at in g.writes)]

@@ -1,0 +1,224 @@
+"""Quantization and binarization of NNCF as native entries."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gracile.recipe.document import Keys
+from gracile.recipe.nncf.grammar import Binarization, Grid, Quantization, Range, Staged
+from gracile.recipe.nncf.work import Work
+
+FLOAT_BITS = 16  # of weights that wait for their epoch while activations are on a grid
+THREE_SIGMA = 99.865  # percentile that lies three standard deviations out
+
+# Set to this, a key means something that gracile does not have.
+_LEFT_OUT = {
+    ("quantize_inputs",): (False, "is decided by the runtime's profile here"),
+    ("quantize_outputs",): (True, "is decided by the runtime's profile here"),
+    ("overflow_fix",): (
+        "first_layer_only",
+        "is done for all layers or none: all, where the processor has no VNNI",
+    ),
+    ("compression_lr_multiplier",): (..., "has nothing to multiply: scales are not trained here"),
+    ("quantizable_subgraph_patterns",): (..., "are the runtime's profile here"),
+    ("scope_overrides", "activations"): (..., "is left out: activations are quantized alike"),
+    ("weights", "signed"): (False, "is not there: weights are signed"),
+    ("weights", "logarithm_scale"): (True, "has no effect: scales are not trained here"),
+    ("activations", "signed"): (..., "follows from the operator here"),
+    ("activations", "per_channel"): (True, "is not there: activations have one scale"),
+    ("activations", "logarithm_scale"): (True, "has no effect: scales are not trained here"),
+    ("activations", "unified_scale_ops"): (..., "follow from the runtime's profile here"),
+    ("activations", "ignored_scopes"): (..., "are left out: name operators in ignored_scopes"),
+    ("activations", "target_scopes"): (..., "are left out: name operators in target_scopes"),
+}
+
+
+def quantization(algorithm: Quantization, keys: Keys, work: Work) -> None:
+    """`quantize: qat`, without training `quantize: ptq`; further entries where scopes differ."""
+    q, precision = algorithm, algorithm.initializer.precision
+    if precision is not None and precision.type != "manual":
+        work.refuse(
+            (*keys, "initializer", "precision", "type"),
+            f"is {precision.type}, a search of bit widths that this version has not. Write manual, "
+            "with bitwidth_per_scope.",
+        )
+    _tell(q, keys, work)
+    method = "qat" if work.epochs else "ptq"
+    entry: dict[str, Any] = {
+        "quantize": method,
+        "weights": _weights(q, keys, work),
+        "bits": q.activations.bits or 8,
+        **_grid(q.weights),
+        **_half_range(q),
+        "symmetric": _even(q.activations.mode, q.preset == "performance"),
+        **_observers(q.initializer.range, (*keys, "initializer", "range"), method, work),
+    }
+    owner = _add(entry, q.params if work.epochs else None, work)
+    for paths, override in _overrides(q, keys, work):
+        at = {"when": work.methods[owner]["when"], "after": owner}
+        more = {"quantize": method, "weights": paths, "activations": False, **override, **at}
+        work.add(f"{q.algorithm}-{override['weight_bits']}bit", more)
+    if q.params is not None:
+        staged_training(q.params, (*keys, "params"), work)
+
+
+def binarization(algorithm: Binarization, keys: Keys, work: Work) -> None:
+    """`quantize: binary`, weights of convolutions from one epoch on, activations from another."""
+    p = algorithm.params
+    work.add(
+        algorithm.algorithm,
+        {
+            "quantize": "binary",
+            "weights": work.weights(algorithm, keys, kinds=("_ConvNd",)),
+            "form": algorithm.mode,
+            "activations_from": f"{p.activations_quant_start_epoch}ep",
+            "when": {"start": f"{p.weights_quant_start_epoch}ep"},
+        },
+    )
+    staged_training(p, (*keys, "params"), work)
+
+
+def epochs_of(params: Staged | None) -> int:
+    """The shortest training in which all of it has begun; 0 if it needs none."""
+    if params is None:
+        return 0
+    return 1 + max(params.activations_quant_start_epoch, params.weights_quant_start_epoch)
+
+
+def staged_training(p: Staged, keys: Keys, work: Work) -> None:
+    """The optimizer that NNCF's sample makes of these parameters: Adam (binarization, staged)."""
+    work.train.setdefault(
+        "optimizer", {"class": "Adam", "lr": p.base_lr, "weight_decay": p.base_wd}
+    )
+    if p.batch_multiplier > 1:
+        work.train["accumulate"] = p.batch_multiplier
+    if p.lr_poly_drop_start_epoch == 0:
+        length = p.lr_poly_drop_duration_epochs
+        work.train.setdefault("lr", {"class": "PolynomialLR", "total_iters": length})
+    elif p.lr_poly_drop_start_epoch is not None:
+        work.tell((*keys, "lr_poly_drop_start_epoch"), "is left out: choose a train.lr.")
+    if p.disable_wd_start_epoch is not None:
+        work.tell((*keys, "disable_wd_start_epoch"), "is left out: weight decay stays on.")
+
+
+# ------------------------------------------------------------------ parts of an entry
+
+
+def _weights(q: Quantization, keys: Keys, work: Work) -> list[str] | None:
+    ignored = [*q.ignored_scopes, *q.weights.ignored_scopes]
+    target = q.target_scopes if q.weights.target_scopes is None else q.weights.target_scopes
+    if not ignored and target is None:
+        return None
+    scoped = q.model_copy(update={"ignored_scopes": ignored, "target_scopes": target})
+    return work.weights(scoped, keys)
+
+
+def _half_range(q: Quantization) -> dict[str, Any]:
+    """What the file says of it; NNCF's own default is left to the processor at hand."""
+    if q.overflow_fix == "disable" or q.disable_saturation_fix:
+        return {"half_range": False}
+    said = "overflow_fix" in q.model_fields_set and q.overflow_fix == "enable"
+    return {"half_range": True} if said else {}
+
+
+def _even(mode: str | None, default: bool) -> bool:
+    return default if mode is None else mode == "symmetric"
+
+
+def _grid(grid: Grid, default: Grid | None = None) -> dict[str, Any]:
+    """The options of a weight's grid; what is not set is that of `default`."""
+    default = default or grid
+    return {
+        "weight_bits": grid.bits or default.bits or 8,
+        "weight_symmetric": _even(grid.mode or default.mode, True),
+        "per_channel": default.per_channel if grid.per_channel is None else grid.per_channel,
+    }
+
+
+def _add(entry: dict[str, Any], params: Staged | None, work: Work) -> str:
+    """Add the entry, in two stages if weights and activations begin apart; who owns the weights."""
+    if not work.epochs:
+        return work.add("quantization", {**entry, "when": {"at": "end"}})
+    weights = params.weights_quant_start_epoch if params else 0
+    both = params.activations_quant_start_epoch if params else 0
+    kept = ("quantize", "weights", "half_range", *_grid(Grid()))
+    on_weights = {k: entry[k] for k in kept if k in entry}
+    later = {**on_weights, "activations": False, "when": {"start": f"{weights}ep"}}
+    if weights < both:
+        first = work.add("quantization-weights", later)
+        return work.add("quantization", {**entry, "when": {"start": f"{both}ep"}, "after": first})
+    wait = {"weight_bits": FLOAT_BITS} if weights > both else {}
+    first = work.add("quantization", {**entry, **wait, "when": {"start": f"{both}ep"}})
+    return work.add("quantization-weights", {**later, "after": first}) if wait else first
+
+
+def _overrides(q: Quantization, keys: Keys, work: Work) -> Iterator[tuple[list[str], Any]]:
+    """(module paths, options of their weights) where these differ from the rest."""
+    for scope, override in q.scope_overrides.weights.items():
+        at = (*keys, "scope_overrides", "weights", scope)
+        paths = work.paths([scope], at, q.validate_scopes)
+        if paths:
+            yield paths, _grid(override, q.weights)
+        if override.initializer is not None:
+            work.tell((*at, "initializer"), "is left out: ranges are found alike everywhere.")
+    precision = q.initializer.precision
+    if precision is None:
+        return
+    at = (*keys, "initializer", "precision", "bitwidth_per_scope")
+    by_bits: dict[int, list[str]] = {}
+    left_out = 0
+    for bits, scope in precision.bitwidth_per_scope:
+        if not scope.endswith(("|OUTPUT", "|INPUT")) and "|INPUT" not in scope:
+            if bits != (q.weights.bits or 8):
+                by_bits.setdefault(bits, []).append(scope)
+        else:
+            left_out += bits != (q.activations.bits or 8)
+    if left_out:
+        work.tell(at, f"gives {left_out} activations bits of their own: left out.")
+    for bits, scopes in by_bits.items():
+        paths = work.paths(scopes, at, q.validate_scopes)
+        if paths:
+            yield paths, {**_grid(q.weights), "weight_bits": bits}
+
+
+def _observers(ranges: list[Range], keys: Keys, method: str, work: Work) -> dict[str, Any]:
+    for r in ranges:
+        if r.ignored_scopes or r.target_scopes:
+            work.tell(keys, "has scopes of their own for some ranges: left out.")
+    plain = [r for r in ranges if not (r.ignored_scopes or r.target_scopes)] or [Range()]
+    work.samples += [r.num_init_samples for r in plain]
+    out = {}
+    for group, option in (("activations", "observer"), ("weights", "weight_observer")):
+        mine = [r for r in plain if r.target_quantizer_group in (None, group)] or [Range()]
+        out[option] = _observer(mine[-1], group, method, keys, work)
+    return out
+
+
+def _observer(r: Range, group: str, method: str, keys: Keys, work: Work) -> Any:
+    """A native observer; None for the method's own."""
+    if "percentile" in r.type:
+        low, high = 100 - r.params.min_percentile, r.params.max_percentile
+        if abs(low - high) > 1e-9:
+            work.tell(keys, "has other percentiles below than above: the wider one counts here.")
+        if r.type == "mean_percentile" and group == "activations":
+            work.tell(keys, "averages percentiles of samples: here they are those of all values.")
+        return {"name": "percentile", "q": max(low, high)}
+    if r.type == "threesigma":
+        work.tell(
+            keys, f"is threesigma: the percentiles that normal values have there, {THREE_SIGMA}."
+        )
+        return {"name": "percentile", "q": THREE_SIGMA}
+    if group == "weights" or method == "qat":
+        return None
+    return "min_max" if r.type == "min_max" else "moving_average"
+
+
+def _tell(q: Quantization, keys: Keys, work: Work) -> None:
+    if work.epochs:
+        work.tell(keys, "trains ranges in NNCF; here those of activations follow the batches.")
+    for path, (different, text) in _LEFT_OUT.items():
+        holder: Any = q
+        for key in path[:-1]:
+            holder = getattr(holder, key)
+        value = getattr(holder, path[-1])
+        if path[-1] in holder.model_fields_set and (value == different or different is ...):
+            work.tell((*keys, *path), f"{text}.")

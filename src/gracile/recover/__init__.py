@@ -1,0 +1,1 @@
+"""Recovery: what gets accuracy back without, or before, training."""

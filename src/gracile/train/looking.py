@@ -1,0 +1,192 @@
+"""What a method may see of the network on calibration data: outputs of operators, gradients."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gracile.core.method import Method
+from gracile.core.overlay import Overlays
+from gracile.errors import BindError
+from gracile.graph.capture import capture
+from gracile.graph.graph import Graph
+from gracile.graph.walk import Walk
+
+
+class Looking:
+    """The part of a Session that runs calibration data through the network.
+
+    Attributes:
+        calibration: batches, or None; loss_of: (outputs, labels) -> loss, or None.
+        teacher: the model as it came, or None where no method needs it.
+    """
+
+    model: nn.Module
+    teacher: nn.Module | None
+    example: Any
+    calibration: Iterable[Any] | None
+    loss_of: Callable[[Any, Tensor], Tensor] | None
+    overlays: Overlays
+    device: torch.device
+    name: str
+    changed: bool
+    _graph: Graph | None
+
+    @property
+    def graph(self) -> Graph:
+        """The captured graph of the model as it is now."""
+        if self._graph is None:
+            self._graph = capture(self.model, self.example)
+        return self._graph
+
+    @cached_property
+    def teacher_graph(self) -> Graph:
+        """The captured graph of the teacher, the model as it came."""
+        assert self.teacher is not None
+        return capture(self.teacher, self.example)
+
+    def calibrate(self, m: Method, training: Iterable[nn.Module] = ()) -> None:
+        """Run the calibration batches without gradient, calling `m.on_calibrate(self)` after each.
+
+        Args:
+            m: who asks.
+            training: modules that are in train mode for it; all others are in eval mode.
+
+        Raises:
+            BindError: the session has no calibration data.
+        """
+        with self._evaluating(m), torch.no_grad():
+            for module in training:
+                module.training = True
+            for x, _ in batches(self.calibration, self.device):
+                self.model(*x)
+                m.on_calibrate(self)
+        self.changed = True
+
+    def look(self, m: Method, ids: Collection[str]) -> Iterator[Mapping[str, Any]]:
+        """Outputs of operators, batch by batch of the calibration data, in eval mode.
+
+        Args:
+            m: who asks.
+            ids: nodes of `graph`.
+
+        Raises:
+            BindError: there is no calibration data, or the forward cannot be followed.
+        """
+        self._followed(m)
+        with self._evaluating(m):
+            for x, _ in batches(self.calibration, self.device):
+                yield outputs(self.graph, self.overlays, ids, x)
+
+    @contextmanager
+    def walk(self, m: Method, before: Callable[[str], None]) -> Iterator[tuple[Walk, Walk]]:
+        """Model and teacher side by side, run operator by operator on all calibration data.
+
+        Args:
+            m: who asks; it may change a layer in `before`.
+            before: called with the id of each of the model's operators before it runs.
+
+        Raises:
+            BindError: there is no calibration data, or the forward cannot be followed.
+        """
+        assert self.teacher is not None
+        self._followed(m)
+        with self._evaluating(m):
+            given = [x for x, _ in batches(self.calibration, self.device)]
+            module, teacher = self.graph.module, self.teacher_graph.module
+            assert module is not None
+            assert teacher is not None
+            laid = partial(self.overlays.laid, module)
+            teacher.eval()
+            yield Walk(self.graph, given, laid, before), Walk(self.teacher_graph, given)
+
+    def _followed(self, m: Method) -> None:
+        if self.graph.module is None:
+            raise BindError(
+                f"'{m.id}' looks into the network, and the forward of {self.name} cannot be "
+                f"followed: {self.graph.reason}"
+            )
+
+    def gradients(self, m: Method) -> Iterator[None]:
+        """Loss gradients of the calibration batches, one after the other, in every `.grad`.
+
+        In eval mode, so that BatchNorm keeps its statistics; the gradients of training are put
+        back afterwards.
+
+        Raises:
+            BindError: there is no labelled calibration data, or no loss (see `Session`).
+        """
+        loss = self.loss_of
+        if loss is None:
+            raise BindError(
+                f"'{m.id}' ranks by gradients before any were made in training: give "
+                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
+                "calibration batches, or let it fire later."
+            )
+        held = {p: p.grad for p in self.model.parameters()}
+        try:
+            with self._evaluating(m), torch.enable_grad():
+                for x, y in batches(self.calibration, self.device):
+                    if y is None:
+                        raise BindError(f"'{m.id}' needs calibration batches with labels.")
+                    for p in held:
+                        p.grad = None
+                    loss(self.model(*x), y).backward()
+                    yield
+        finally:
+            for p, grad in held.items():
+                p.grad = grad
+
+    @contextmanager
+    def _evaluating(self, m: Method) -> Iterator[None]:
+        if self.calibration is None:
+            raise BindError(
+                f"'{m.id}' needs calibration data: Session(..., calibration=batches) or "
+                "finish(calibration=batches)."
+            )
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def outputs(
+    graph: Graph, overlays: Overlays, ids: Collection[str], inputs: tuple[Tensor, ...]
+) -> Mapping[str, Any]:
+    """Node id -> its output, for one batch in the mode the model is in, without gradient."""
+    assert graph.module is not None
+    seen = _Seen(graph.module, ids)
+    with torch.no_grad(), overlays.laid(graph.module):
+        seen.run(*inputs)
+    return seen.found
+
+
+class _Seen(fx.Interpreter):
+    """Runs a graph up to the last operator asked for."""
+
+    def __init__(self, module: fx.GraphModule, ids: Collection[str]):
+        super().__init__(module)
+        self.ids, self.found = set(ids), {}  # type: ignore[var-annotated]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; keep its output if it was asked for."""
+        if len(self.found) == len(self.ids) and n.op != "output":
+            return None
+        out = super().run_node(n) if n.op != "output" else None
+        if n.meta["id"] in self.ids:
+            self.found[n.meta["id"]] = out.clone() if isinstance(out, Tensor) else out
+        return out
+
+
+def batches(items: Any, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+    """(inputs, labels or None) of calibration items: a tensor, or (input, labels)."""
+    for item in items:
+        x, y = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        x = x[0] if isinstance(x, (tuple, list)) else x
+        yield (x.to(device),), None if y is None else y.to(device)
