@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gracile import registry
 from gracile.benchmark.artifact import content_sha
+from gracile.benchmark.processor import sums_saturate
 from gracile.core.plan import Architecture, Bits, Plan
 from gracile.graph.capture import capture
 from gracile.graph.instrument import instrument
@@ -22,6 +23,8 @@ MOVES = ("output", "param", "getitem", "flatten", "channel_pad", "identity", "dr
          "max_pool", "reshape", "permute")  # fmt: skip
 FUSED = ("batch_norm", "relu", "relu6")
 EMPTY = Plan(architecture=Architecture(name="test"))
+# Weights of which sums of two products fit 16 bits, where the processor adds them so.
+WEIGHT_BITS = 7 if sums_saturate() else 8
 
 
 class Block(nn.Module):
@@ -90,8 +93,8 @@ class Range:
         self.high = max(self.high, float(x.max()))
 
 
-def quantized(model, example, *, at=None, bits=8, weight_bits=8, per_channel=True, signed=False,
-              outputs=False):  # fmt: skip
+def quantized(model, example, *, at=None, bits=8, weight_bits=WEIGHT_BITS, per_channel=True,
+              signed=False, outputs=False):  # fmt: skip
     """(instrumented model, plan, tensors): int8 weights, quantizers behind every fused operator."""
     model = copy.deepcopy(model).eval()
     graph = capture(model, example)

@@ -21,9 +21,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from gracile.benchmark.artifact import open_artifact
-from gracile.errors import UserError
+from gracile.benchmark.processor import sums_saturate
+from gracile.core.plan import Architecture, Bits, Plan
+from gracile.errors import ParityError, UserError
 from gracile.export import parity
-from gracile.export.onnx import saturation_warning
+from gracile.export.parity import saturation_warning
 from gracile.graph.capture import capture
 from gracile.nn.shortcut import ChannelPad
 
@@ -169,6 +171,20 @@ def test_other_operators_and_grids_keep_parity(zoo, options, tmp_path):
     assert artifact.precision == "int8"
     report = parity.require(parity.check(module, load(artifact), x))
     assert report.max_lsb == 1.0
+
+
+def test_full_range_weights_are_right_or_the_cause_is_named(tmp_path):
+    """Without VNNI uint8 x int8 sums saturate: parity sees it, and the message says the way out."""
+    torch.manual_seed(0)
+    model, x = as_if_trained(Zoo()), torch.full((4, 3, 16, 16), 3.0)
+    module, plan, tensors = quantized(model, x, weight_bits=8)
+    artifact = export("onnxruntime", module, plan, tensors, x, tmp_path)
+    report = parity.check(module, load(artifact), x)
+    if not sums_saturate():
+        parity.require(report, plan)
+        return
+    with pytest.raises(ParityError, match=r"no VNNI.*half_range: true"):
+        parity.require(report, plan)
 
 
 def test_weights_only_are_stored_small_and_computed_in_float(tmp_path):
@@ -328,7 +344,17 @@ def test_a_model_that_cannot_be_followed_is_refused(tmp_path):
 
 
 def test_saturation_is_warned_of_only_where_it_can_happen():
-    assert saturation_warning("f32", "avx2") is None
-    assert saturation_warning("int8", "avx2 avx512_vnni") is None
-    assert saturation_warning("int8", "asimd") is None
-    assert "no VNNI" in str(saturation_warning("int8", "sse avx2 fma"))
+    def plan(weight_bits, activations=True):
+        grid = {"bits": 8, "signed": False, "symmetric": False}
+        edits = [
+            Bits(by="q", key="w.weight", at="w", role="weight", **{**grid, "bits": weight_bits})
+        ]
+        if activations:
+            edits.append(Bits(by="q", key="a.output", at="a", role="output", **grid))
+        return Plan(architecture=Architecture(name="Net"), edits=edits)
+
+    assert saturation_warning(plan(8), "avx2 avx512_vnni") is None
+    assert saturation_warning(plan(8), "asimd") is None
+    assert saturation_warning(plan(7), "sse avx2 fma") is None
+    assert saturation_warning(plan(8, activations=False), "sse avx2 fma") is None
+    assert "no VNNI" in str(saturation_warning(plan(8), "sse avx2 fma"))

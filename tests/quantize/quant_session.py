@@ -79,6 +79,10 @@ class FakeSession:
         self._graph = None
 
     @property
+    def now(self):
+        return self.epoch_number * self.steps + self.batch
+
+    @property
     def graph(self):
         if self._graph is None:
             self._graph = capture(self.model, self.example)

@@ -80,6 +80,23 @@ def test_a_range_without_zero_is_extended_to_it():
     assert asymmetric_params(torch.tensor(-5.1), torch.tensor(-3.0), 8, True)[1] == 127
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "zero_point"),
+    [
+        (-1.28e-7, 0.9e-7, 1e-9, 128),  # both ends are zero to OpenVINO: it assumes the middle
+        (-1e-7, 1.27e-7, 1e-9, 128),
+        (0.0, 2.55e-7, 1e-9, 0),  # a true zero stays one
+        (-1e-8, 0.51e-3, 2e-6, 1),  # one end: moved out, so that it counts
+        (-0.51e-3, 1e-8, 2e-6, 254),
+        (-8e-7, 8e-7, 4e-6 / 255, 128),
+    ],
+)
+def test_an_end_close_to_zero_is_not_taken_for_zero(low, high, scale, zero_point):
+    found = asymmetric_params(torch.tensor(low), torch.tensor(high), 8, False)
+    torch.testing.assert_close(found[0], torch.tensor(scale), rtol=0.01, atol=0)
+    assert found[1] == zero_point
+
+
 def test_ties_round_to_even_and_ends_saturate():
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 1e9, -1e9])
     q = quantize(x, torch.tensor(1.0), torch.tensor(0), -128, 127)

@@ -19,6 +19,7 @@ from gracile.quantize.restore import simulate
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
     monkeypatch.setattr(engine, "load_profile", lambda name: PROFILE)
+    monkeypatch.setattr(engine, "sums_saturate", lambda: False)
 
 
 def ptq(session, id="int8", **options):
@@ -144,6 +145,33 @@ def test_weights_on_the_grid_give_their_integers_back():
             assert torch.equal(dequantize(q, scale, zero_point, 0), stored)
             assert torch.equal(quantize(stored, scale, zero_point, grid.qmin, grid.qmax, 0), q)
             assert q.abs().max() == grid.qmax or not symmetric  # the whole grid is used
+
+
+@pytest.mark.parametrize(
+    ("options", "without_vnni", "with_vnni"),
+    [
+        ({}, 7, 8),
+        ({"half_range": True}, 7, 7),
+        ({"half_range": False}, 8, 8),
+        ({"activations": False}, 8, 8),
+        ({"activations": False, "half_range": True}, 7, 7),
+        ({"activations": False, "after": "other"}, 7, 8),
+        ({"weight_bits": 4}, 4, 4),
+        ({"bits": 4, "weight_bits": 8}, 7, 8),
+    ],
+)
+def test_weights_use_half_their_range_where_sums_would_saturate(
+    monkeypatch, options, without_vnni, with_vnni
+):
+    for saturate, bits in ((True, without_vnni), (False, with_vnni)):
+        monkeypatch.setattr(engine, "sums_saturate", lambda answer=saturate: answer)
+        session, method = quantized(**options)
+        assert {w.bits for w in method.placement.weights} == {bits}
+        for address, grid in method.grids.items():
+            weight = session.parameter(address).detach()
+            scale, zero_point = grid.params(weight)
+            levels = quantize(weight, scale, zero_point, grid.qmin, grid.qmax, grid.spec.axis)
+            assert levels.abs().max() == 2 ** (bits - 1) - 1
 
 
 def test_masked_weights_stay_zero():
@@ -323,6 +351,7 @@ def test_a_plan_of_another_network_is_refused():
     ("options", "message"),
     [
         ({"when": {"start": "1ep"}}, "acts once"),
+        ({"when": {"at": ["1ep", "2ep"]}}, "acts once"),
         ({"bits": 1}, "greater than or equal to 2"),
         ({"observer": {"name": "percentil"}}, "Nearest: 'percentile'"),
         ({"bit": 8}, "Extra inputs"),

@@ -5,16 +5,14 @@ latency of a variant is the median of its rounds' medians.
 """
 
 import os
-import platform
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gracile.benchmark.processor import cpu_name
 from gracile.benchmark.runtimes.base import Loaded
 from gracile.core.record import Record
 from gracile.errors import UserError
@@ -220,14 +218,3 @@ def _speedup(base: Timings, other: Timings, facts: dict[str, Any], seed: int) ->
         load_avg=float(np.mean(base.load + other.load)),
         **facts,
     )
-
-
-@lru_cache(maxsize=1)
-def cpu_name() -> str:
-    """The processor's name, as the operating system gives it."""
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = ()
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())

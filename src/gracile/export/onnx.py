@@ -32,6 +32,7 @@ AGNOSTIC = (
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm")
 HIDDEN = "_"
 BIAS_LIMIT = 2**30  # leaves a bit of head-room for the sum it is added to
+FINE_BITS = 7  # of a grid on whose steps a bias may be rounded; 7 of weights with half their range
 
 
 @register("exporter", "onnxruntime", source="ONNX opset 21; torch.onnx")
@@ -151,7 +152,7 @@ class _Editor:
         self.tensors = {t.name: t for t in graph.initializer}
         self.inputs = {i.name for i in graph.input}
         self.named: set[str] = set()  # names that must not change any more
-        self.coarse: set[str] = set()  # scales of grids with fewer than 8 bits
+        self.coarse: set[str] = set()  # scales of grids with fewer than FINE_BITS
         self._hide_names()
 
     def _hide_names(self) -> None:
@@ -373,7 +374,7 @@ def _pair(edit: _Editor, x: str, out: str, grid: ActivationGrid) -> list[Any]:
         x = f"{out}.clipped"
     scale = edit.add_tensor(f"{out}.scale", np.asarray(grid.scale, np.float32))
     zero_point = edit.add_tensor(f"{out}.zero_point", np.asarray(grid.zero_point, dtype))
-    if grid.bits < 8:
+    if grid.bits < FINE_BITS:
         edit.coarse.add(scale)
     nodes.append(helper.make_node("QuantizeLinear", [x, scale, zero_point], [f"{out}.q"]))
     nodes.append(helper.make_node("DequantizeLinear", [f"{out}.q", scale, zero_point], [out]))
@@ -398,7 +399,7 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         out = f"{stored}.dequantized"
         scale = edit.add_tensor(f"{stored}.scale", grid.scale.numpy().astype(np.float32))
         names = [stored, scale, edit.add_tensor(f"{stored}.zero_point", zero)]
-        if grid.bits < 8:
+        if grid.bits < FINE_BITS:
             edit.coarse.add(scale)
         extra: dict[str, Any] = {} if axis is None else {"axis": axis}
         edit.insert(last, helper.make_node("DequantizeLinear", names, [out], **extra))
@@ -536,35 +537,3 @@ def _set_attribute(node: Any, name: str, value: Any) -> None:
     kept = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-
-def saturation_warning(precision: str, cpu_flags: str | None = None) -> str | None:
-    """A warning where 8-bit sums may saturate: x86 processors without VNNI add pairs in 16 bits.
-
-    Args:
-        precision: of the artifact.
-        cpu_flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
-
-    Returns:
-        The text to show, or None where the arithmetic is exact.
-    """
-    if precision == "f32":
-        return None
-    if cpu_flags is None:
-        cpu_flags = _cpu_flags()
-    flags = set(cpu_flags.split())
-    if not flags & {"avx2", "avx512bw", "ssse3"} or flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
-        return None
-    return (
-        "this processor has no VNNI: products of uint8 activations and int8 weights are added in "
-        "16 bits and may saturate, so the runtime may differ from PyTorch. Quantize weights to 7 "
-        "bits, or trust the parity check over this model's real data."
-    )
-
-
-def _cpu_flags() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")

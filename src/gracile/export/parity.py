@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gracile.benchmark.processor import sums_saturate
 from gracile.benchmark.runtimes.base import Array, Loaded
 from gracile.benchmark.runtimes.pytorch import flat, unit_values
+from gracile.core.plan import Plan
 from gracile.errors import ParityError
 from gracile.export.prepare import ActivationGrid, activation_grids
 from gracile.graph.capture import capture
@@ -162,7 +164,29 @@ def check(
     )
 
 
-def require(report: ParityReport) -> ParityReport:
+def saturation_warning(plan: Plan, cpu_flags: str | None = None) -> str | None:
+    """A warning where the sums of a plan's 8-bit weights may saturate.
+
+    Args:
+        plan: says how many bits weights and activations have.
+        cpu_flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
+
+    Returns:
+        The text to show, or None where the arithmetic is exact.
+    """
+    grids: list[Any] = plan.of_kind("bits")
+    wide = any(e.role == "weight" and e.bits >= 8 for e in grids)
+    whole = any(e.role != "weight" for e in grids)
+    if not (wide and whole and sums_saturate(cpu_flags)):
+        return None
+    return (
+        "this processor has no VNNI: products of uint8 activations and int8 weights are added in "
+        "16 bits and may saturate, so the runtime may differ from PyTorch. half_range: true keeps "
+        "weights small enough; without it, trust only a parity check over this model's real data."
+    )
+
+
+def require(report: ParityReport, plan: Plan | None = None) -> ParityReport:
     """Return the report if it is in order.
 
     Raises:
@@ -176,10 +200,12 @@ def require(report: ParityReport) -> ParityReport:
         where = f" First differing unit: '{report.first_bad}'{layers}."
     elif report.units:
         where = " Every unit alone is right: the difference comes from how the runtime joins them."
+    danger = saturation_warning(plan) if plan is not None else None
     raise ParityError(
         f"the artifact does not compute what the PyTorch model computes ({report.precision}): "
         + "; ".join(report.problems)
         + f".{where} Allowed: {report.reason}."
+        + (f" A likely cause: {danger}" if danger else "")
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 MAX_BITS = 16  # (q - zero_point) * scale must be recoverable from its float32 value
 SMALLEST_SCALE = 2.0**-100  # keeps x / scale and 1 / scale finite in float32
+NEAR_ZERO = 1e-6  # OpenVINO takes an end of a range that is nearer to zero than this for zero
 CHANNEL_FLOOR = 2.0**-16  # share of the widest channel's scale that no channel goes below
 
 
@@ -82,7 +83,8 @@ def asymmetric_params(low: Tensor, high: Tensor, bits: int, signed: bool) -> tup
     The zero point is the nearest integer to where 0.0 falls, with the scale kept ("nudging", Jacob
     et al. 2018, section 3.1). NNCF's range tuning widens the scale instead, so that no end moves
     inwards; here an end moves by at most scale / 2, so no value of the range is off by more than
-    that. `range_of` gives the range after nudging.
+    that. `range_of` gives the range after nudging. An end within 1e-6 of zero, but not zero, is
+    moved out to 2e-6; where both are nearer than half of that, zero is the middle of the grid.
 
     Args:
         low, high: ends of the range, shape () or (channels,).
@@ -99,8 +101,8 @@ def asymmetric_params(low: Tensor, high: Tensor, bits: int, signed: bool) -> tup
     """
     low, high = _checked(low, high)
     qmin, qmax = qrange(bits, signed)
-    low, high = low.clamp(max=0), high.clamp(min=0)
     steps = qmax - qmin
+    low, high = _distinct_from_zero(low.clamp(max=0), high.clamp(min=0), steps)
     scale = _usable(high / steps - low / steps)  # not (high - low) / steps, which may overflow
     zero_point = (qmin - torch.round(low / scale)).clamp(qmin, qmax)
     return scale, zero_point.to(torch.int32)
@@ -176,6 +178,16 @@ def _checked(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     if bool((low > high).any()):
         raise ValueError("a quantization range needs low <= high in every channel.")
     return low, high
+
+
+def _distinct_from_zero(low: Tensor, high: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    half = (steps + 1) // 2
+    middle = torch.maximum(-low / half, high / (steps - half))  # its scale, both ends on the grid
+    around = (low < 0) & (high > 0)
+    tiny = around & (torch.maximum(-low, high) < NEAR_ZERO / 2)
+    away = torch.where(around & (low > -NEAR_ZERO), -2 * NEAR_ZERO, low)
+    far = torch.where(around & (high < NEAR_ZERO), 2 * NEAR_ZERO, high)
+    return torch.where(tiny, -half * middle, away), torch.where(tiny, (steps - half) * middle, far)
 
 
 def _usable(scale: Tensor) -> Tensor:

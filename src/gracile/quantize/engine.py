@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gracile.benchmark.processor import sums_saturate
 from gracile.core.method import Method, Options
 from gracile.core.plan import Bits
 from gracile.errors import GracileError
@@ -25,6 +26,7 @@ from gracile.quantize.profile import load_profile
 from gracile.recipe.fields import KernelRef, Selector, kernel
 
 LAYER = "quantize"  # the overlay layer of weights
+FULL_RANGE = 8  # bits of a weight at which sums of two products outgrow 16 bits
 
 
 class QuantizeOptions(Options):
@@ -35,6 +37,10 @@ class QuantizeOptions(Options):
             whose weight is left out stays in float.
         bits: of activations and weights.
         weight_bits: of weights, where they differ.
+        half_range: 8-bit weights use 7 of their bits (-63..63), so that a sum of two products with
+            8-bit activations fits 16 bits, in which x86 processors without VNNI add them; default
+            where this machine's processor is one. Say true to ship to such a processor from
+            another, false to have all levels whatever happens.
         activations: False quantizes weights only.
         symmetric: zero point 0 for activations that can be negative; default as the profile says.
         weight_symmetric: zero point 0 for weights; default as the profile says.
@@ -47,6 +53,7 @@ class QuantizeOptions(Options):
     weights: Selector | None = None
     bits: int = Field(default=8, ge=2, le=16)
     weight_bits: int | None = Field(default=None, ge=2, le=16)
+    half_range: bool | None = None
     activations: bool = True
     symmetric: bool | None = None
     weight_symmetric: bool | None = None
@@ -309,11 +316,21 @@ class Quantizer(Method):
             weights=weights,
             activations=o.activations,
             bits=o.bits,
-            weight_bits=o.weight_bits or o.bits,
+            weight_bits=self._weight_bits(),
             symmetric=o.symmetric,
             weight_symmetric=o.weight_symmetric,
             per_channel=o.per_channel,
         )
+
+    def _weight_bits(self) -> int:
+        """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""
+        o = self.options
+        bits: int = o.weight_bits or o.bits
+        if bits != FULL_RANGE:
+            return bits
+        alone = not o.activations and o.after is None  # weights alone are multiplied in float
+        half = sums_saturate() and not alone if o.half_range is None else o.half_range
+        return FULL_RANGE - 1 if half else FULL_RANGE
 
     def _observer(self) -> Observer:
         made: Observer = self.options.observer.fn()

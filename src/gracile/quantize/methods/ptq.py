@@ -25,7 +25,7 @@ class PtqOptions(QuantizeOptions):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        if self.when.at is None:
+        if not self.when.once:
             raise ValueError("ptq acts once; write when: {at: end} or {at: 2ep}")
         return self
 

@@ -38,7 +38,7 @@ class QatOptions(QuantizeOptions):
     def _begins_in_training(self) -> Self:
         if self.when.at == END:
             raise ValueError("qat trains, 'at: end' is too late; write when: {start: 2ep}, or ptq")
-        if self.when.stop is not None or self.when.every is not None:
+        if self.when.stop or self.when.every or not (self.when.once or self.when.start):
             raise ValueError("qat begins once and lasts to the end; write when: {start: 2ep}")
         return self
 
@@ -94,7 +94,7 @@ class Qat(Quantizer):
     def on_batch_start(self, s: Any) -> None:
         if not self.laid:
             return
-        now = _now(s)
+        now = s.now
         if not self.frozen and now >= self._freeze_at(s):
             self._freeze()
         time = self.options.freeze_bn
@@ -143,9 +143,3 @@ def _show(q: nn.Module, args: tuple[Tensor, ...]) -> None:
     # Takes the module as argument and holds nothing, so that copies of the model watch themselves.
     if isinstance(q, ActivationQuantizer) and q.training and q.observer is not None:
         q.observer.observe(args[0])
-
-
-def _now(s: Any) -> int:
-    """Mini-batches (epochs, if their length is unknown) since training began."""
-    steps = s.calendar.steps
-    return int(s.epoch_number * steps + s.batch if steps else s.epoch_number)

@@ -1,0 +1,41 @@
+"""What the processor of this machine is called and which integer instructions it has."""
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+PAIRS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+PAIRS_IN_16_BITS = {"avx2", "avx512bw", "ssse3"}
+
+
+def cpu_name() -> str:
+    """The processor's name, as the operating system gives it."""
+    return _line("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """The processor's features, apart from each other by spaces; empty where they are not told."""
+    return _line("flags")
+
+
+def sums_saturate(flags: str | None = None) -> bool:
+    """Whether sums of two products of uint8 and int8 numbers may overflow on a processor.
+
+    x86 processors without VNNI add such pairs in 16 bits (`vpmaddubsw`) and cut off what does not
+    fit, so a network with full 8-bit weights may compute something else there.
+
+    Args:
+        flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
+    """
+    have = set((cpu_flags() if flags is None else flags).split())
+    return bool(have & PAIRS_IN_16_BITS) and not have & PAIRS_IN_32_BITS
+
+
+@lru_cache(maxsize=4)
+def _line(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")

@@ -1,0 +1,26 @@
+"""Which processors add products of 8-bit numbers in 16 bits."""
+
+import pytest
+
+from gracile.benchmark.processor import cpu_flags, cpu_name, sums_saturate
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse ssse3 avx avx2 fma", True),
+        ("ssse3 avx2 avx512f avx512bw", True),
+        ("avx2 avx512bw avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("avx2 amx_int8 avx512_vnni", False),
+        ("fp asimd asimddp", False),
+        ("", False),
+    ],
+)
+def test_only_x86_without_vnni_saturates(flags, expected):
+    assert sums_saturate(flags) is expected
+
+
+def test_this_processor_is_the_default():
+    assert sums_saturate() is sums_saturate(cpu_flags())
+    assert cpu_name()
