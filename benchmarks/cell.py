@@ -8,7 +8,7 @@ measured again, and a run that was killed goes on with the cell it was in.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -44,6 +44,8 @@ class Cell:
         records: what it will measure, values nan.
         measure: does it; returns (metric, variant) -> value fields, one for each of `records`.
         notes: what `measure` has to say beyond numbers; stored beside the Records.
+        anywhere: Records from another machine will do; for what takes hours, on any machine, and
+            is about accuracy.
     """
 
     benchmark: str
@@ -52,11 +54,15 @@ class Cell:
     records: tuple[Record, ...]
     measure: Callable[[], Values]
     notes: dict[str, Any] = field(default_factory=dict)
+    anywhere: bool = False
 
     def done(self, log: RecordLog) -> bool:
         """Whether every Record is in the log."""
-        there = {r.id for r in log}
-        return all(r.id in there for r in self.records)
+        there = {self._place(r).id for r in log}
+        return all(self._place(r).id in there for r in self.records)
+
+    def _place(self, r: Record) -> Record:
+        return replace(r, device=None) if self.anywhere else r
 
     def run(self) -> list[Record]:
         """Measure; the Records with their values.

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 Methods = Mapping[str, Any]
-EPOCHS = 3
+EPOCHS = 1
 MACS = 0.5  # share of the MACs that goes in structured pruning
 ZEROS = 0.85  # share of the weights that goes in unstructured pruning
-START, ONE = {"at": "0ep"}, {"at": "1ep"}
-GROWING = {"start": "0ep", "stop": "1.5ep", "every": "0.125ep"}
+START, THIRD = {"at": "0ep"}, {"at": "0.33ep"}
+GROWING = {"start": "0ep", "stop": "0.5ep", "every": "0.05ep"}
 WEIGHTS = ["type:Conv2d", "!conv1.weight"]
 
 
@@ -50,7 +50,7 @@ def ramp(final: float) -> dict[str, Any]:
 REPAIR = {"repair": {"recover": "reconstruct", "when": START}}
 TEACHER = {"teacher": {"distill": "kd", "temperature": 4, "alpha": 0.1}}
 SLIMMING = {
-    "slim": {"regularize": "slimming", "strength": 1e-3, "when": {"start": "0ep", "stop": "1ep"}}
+    "slim": {"regularize": "slimming", "strength": 1e-3, "when": {"start": "0ep", "stop": "0.33ep"}}
 }
 LASSO = {
     "lasso": {
@@ -58,7 +58,7 @@ LASSO = {
         "weights": WEIGHTS,
         "penalty": "group_lasso",
         "strength": 5e-4,
-        "when": {"start": "0ep", "stop": "1ep"},
+        "when": {"start": "0ep", "stop": "0.33ep"},
     }
 }
 SPARSE = {
@@ -68,7 +68,7 @@ SPARSE = {
         "penalty": "l1",
         "granularity": "element",
         "strength": 1e-5,
-        "when": {"start": "0ep", "stop": "1ep"},
+        "when": {"start": "0ep", "stop": "0.33ep"},
     }
 }
 
@@ -86,8 +86,8 @@ STRUCTURED: Mapping[str, Methods] = {
     "Taylor in steps": cut("taylor", GROWING, ramp(MACS)),
     "Taylor, reconstruction": {**cut("taylor"), **REPAIR},
     "Taylor, distillation": {**cut("taylor"), **TEACHER},
-    "network slimming": {**SLIMMING, **cut("norm_scale", ONE)},
-    "group lasso": {**LASSO, **cut("l2", ONE)},
+    "network slimming": {**SLIMMING, **cut("norm_scale", THIRD)},
+    "group lasso": {**LASSO, **cut("l2", THIRD)},
 }
 UNSTRUCTURED: Mapping[str, Methods] = {
     "random": zero("random"),
@@ -104,7 +104,7 @@ UNSTRUCTURED: Mapping[str, Methods] = {
     ),
     "LAMP, reconstruction": {**zero("lamp", scope="global"), **REPAIR},
     "AGP, LAMP, distillation": {**zero("lamp", GROWING, ramp(ZEROS), scope="global"), **TEACHER},
-    "L1 penalty, then LAMP": {**SPARSE, **zero("lamp", ONE, scope="global")},
+    "L1 penalty, then LAMP": {**SPARSE, **zero("lamp", THIRD, scope="global")},
     "gates (RB, L0)": {
         "gates": {
             "prune": "gates",
@@ -112,7 +112,7 @@ UNSTRUCTURED: Mapping[str, Methods] = {
             "sparsity": {"ramp": "linear", "initial": 0.1, "final": ZEROS},
             "gate_lr": 0.05,
             "when": GROWING,
-            "freeze": "2ep",
+            "freeze": "0.67ep",
         }
     },
 }

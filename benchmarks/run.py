@@ -24,6 +24,7 @@ from benchmarks import (
     capture,
     fakequant,
     hints,
+    oneshot,
     pipeline,
     pruning,
     runtimes,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Any] = {
         structure_speed,
         pipeline,
         pruning,
+        oneshot,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"

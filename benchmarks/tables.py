@@ -54,9 +54,14 @@ def section(
     """One benchmark: a table for each cell and device; of several versions, the newest."""
     out = [f"## {name}", "", what, ""]
     newest: dict[tuple[str, str], list[Record]] = {}
+    cells = list(BENCHMARKS[name].cells())
+    anywhere = {r.subject["cell"] for c in cells if c.anywhere for r in c.records}
     for (cell, device, _), group in sorted(groups(records).items(), key=lambda g: _age(g[1])):
-        newest.setdefault((cell, device), group)
-    places = [r.subject["cell"] for c in BENCHMARKS[name].cells() for r in c.records]
+        if cell in anywhere:
+            newest[cell, ""] = merged(newest.get((cell, ""), []), group)
+        else:
+            newest.setdefault((cell, device), group)
+    places = [r.subject["cell"] for c in cells for r in c.records]
     for cell, device in sorted(newest, key=lambda g: (_place(places, g[0]), g)):
         group = newest[cell, device]
         out += [f"### {cell}", "", *table_of(name, group, texts or {}), "", caption(group), ""]
@@ -77,6 +82,12 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]
         key = (r.subject["cell"], str(r.device), str(sorted(r.versions.items())))
         out.setdefault(key, []).append(r)
     return out
+
+
+def merged(newer: Sequence[Record], older: Iterable[Record]) -> list[Record]:
+    """Records of several machines as one table; of the same cell the newer ones."""
+    there = {(r.subject["variant"], r.seed) for r in newer}
+    return [*newer, *(r for r in older if (r.subject["variant"], r.seed) not in there)]
 
 
 def _age(records: Iterable[Record]) -> float:
@@ -150,7 +161,7 @@ def caption(records: Sequence[Record]) -> str:
     )
     day = datetime.fromtimestamp(max(x.time for x in records), UTC).date()
     facts = [
-        str(r.device),
+        " and ".join(sorted({str(x.device) for x in records})),
         f"{r.threads} thread" + ("s" if r.threads != 1 else ""),
         f"batch {r.batch}" if r.batch else "",
         f"precision hint {' and '.join(hints)}" if hints else "",

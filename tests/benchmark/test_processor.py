@@ -2,7 +2,7 @@
 
 import pytest
 
-from gracile.benchmark.processor import cpu_flags, cpu_name, sums_saturate
+from gracile.benchmark.processor import computes_bf16, cpu_flags, cpu_name, sums_saturate
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,14 @@ from gracile.benchmark.processor import cpu_flags, cpu_name, sums_saturate
 )
 def test_only_x86_without_vnni_saturates(flags, expected):
     assert sums_saturate(flags) is expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 fma", False), ("avx512_bf16", True), ("amx_bf16", True), ("asimd bf16", True)],
+)
+def test_bf16_needs_units_of_its_own(flags, expected):
+    assert computes_bf16(flags) is expected
 
 
 def test_this_processor_is_the_default():

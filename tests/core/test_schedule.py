@@ -90,7 +90,7 @@ def test_a_when_writes_itself():
     )
     assert str(When(at="end")) == "{at: end}"
     dumped = When(start="0.5ep", every="3mb").model_dump(mode="json")
-    assert dumped == {"at": None, "start": "0.5ep", "stop": None, "every": "3mb"}
+    assert dumped == {"at": None, "start": "0.5ep", "stop": None, "every": "3mb", "times": None}
     assert When.model_validate(dumped) == When(start="0.5ep", every="3mb")
 
 
@@ -167,9 +167,26 @@ def test_steps_count_optimizer_steps_and_the_short_last_one_too():
 
 def test_after_training():
     table = timetable(When(at="end"), Calendar(epochs=0))
-    assert table == Timetable((), at_end=True)
+    assert table == Timetable((), at_end=1)
     assert len(table) == 1
     assert table.progress(0) == 1.0
+
+
+def test_several_times_after_training():
+    when = When(at="end", times=3)
+    table = timetable(when, Calendar(epochs=2, steps=5))
+    assert table == Timetable((), at_end=3)
+    assert [table.progress(k) for k in range(len(table))] == [0.0, 0.5, 1.0]
+    assert table.index((1, 4)) is None
+    assert not when.once
+    assert str(when) == "{at: end, times: 3}"
+    assert When.model_validate(when.model_dump(mode="json")) == when
+    assert When(at="end", times=1).once
+    for form in ({"at": "1ep"}, {"at": ["1ep", "2ep"]}, {"start": "1ep"}):
+        with pytest.raises(ValueError, match="'times' goes with at: end"):
+            When(**form, times=2)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        When(at="end", times=0)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,36 @@ def test_finishing_before_the_timetable_ended_is_an_error(methods, epochs, text)
         case.by_callbacks(s, epochs=epochs)
 
 
+def test_several_times_at_the_end_go_in_turns(monkeypatch):
+    fired = []
+    one = Session._fire_one
+    monkeypatch.setattr(
+        Session, "_fire_one", lambda s, m, p: (fired.append((m.id, p)), one(s, m, p))
+    )
+    ramp = "{ramp: linear, initial: 0.25, final: 0.75}"
+    model = case.net()
+    dense = sum(p.numel() for p in model.parameters())
+    s = Session(
+        model,
+        case.recipe(
+            f"cut: {{prune: structure, ratio: {ramp}, when: {{at: end, times: 3}}}}",
+            "again: {recover: batch_norm, when: {at: end, times: 2}}",
+            "int8: {quantize: ptq, when: {at: end}}",
+            train="{epochs: 0}",
+        ),
+        example=torch.zeros(2, 3, 8, 8),
+        calibration=[x for x, _ in case.Batches()],
+    )
+    result = s.finish()
+    assert fired == [
+        ("cut", 0.0),
+        *(("cut", 0.5), ("again", 0.0)),
+        *(("cut", 1.0), ("again", 1.0), ("int8", 1.0)),
+    ]
+    assert sum(p.numel() for p in result.model.parameters()) < 0.5 * dense
+    assert len({e.at for e in result.plan.of_kind("bits") if e.role == "weight"}) >= 3
+
+
 def test_finishing_twice_is_an_error():
     s = case.session()
     case.by_callbacks(s)

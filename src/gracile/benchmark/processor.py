@@ -6,6 +6,7 @@ from pathlib import Path
 
 PAIRS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 PAIRS_IN_16_BITS = {"avx2", "avx512bw", "ssse3"}
+BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # the last is Arm's
 
 
 def cpu_name() -> str:
@@ -15,7 +16,7 @@ def cpu_name() -> str:
 
 def cpu_flags() -> str:
     """The processor's features, apart from each other by spaces; empty where they are not told."""
-    return _line("flags")
+    return _line("flags") or _line("Features")
 
 
 def sums_saturate(flags: str | None = None) -> bool:
@@ -29,6 +30,15 @@ def sums_saturate(flags: str | None = None) -> bool:
     """
     have = set((cpu_flags() if flags is None else flags).split())
     return bool(have & PAIRS_IN_16_BITS) and not have & PAIRS_IN_32_BITS
+
+
+def computes_bf16(flags: str | None = None) -> bool:
+    """Whether a processor multiplies bfloat16 numbers itself; others are slower than in float32.
+
+    Args:
+        flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
+    """
+    return bool(set((cpu_flags() if flags is None else flags).split()) & BF16_UNITS)
 
 
 @lru_cache(maxsize=4)

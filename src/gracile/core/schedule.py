@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import count, takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, GetPydanticSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
 from pydantic_core import core_schema
 
 from gracile.errors import BindError
@@ -99,7 +99,8 @@ class When(BaseModel):
     """``{at: T}`` fires once; ``{start, stop, every}`` fires at start, start+every, ... < stop.
 
     ``{at: [T, T, ...]}`` fires at each of these times. `stop` is exclusive and defaults to the end
-    of training, `every` to once an epoch.
+    of training, `every` to once an epoch. ``{at: end, times: N}`` fires N times after training, in
+    turn with the other methods that do so; one that fires there once does so in the last turn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,6 +109,7 @@ class When(BaseModel):
     start: TimeField | None = None
     stop: TimeField | None = None
     every: TimeField | None = None
+    times: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -116,6 +118,11 @@ class When(BaseModel):
             raise ValueError(f"give either 'at' or 'start/stop/every', not 'at' with '{spans[0]}'")
         if self.at is None and not spans:
             raise ValueError("needs 'at', or 'start' (with 'stop' and 'every')")
+        if self.times is not None and not self.at_end:
+            raise ValueError(
+                "'times' goes with at: end; write every, or at: [1ep, 2ep], to fire several times "
+                "in training"
+            )
         if self.every is not None and self.every.value == 0:
             raise ValueError("'every' must be more than 0")
         if (
@@ -138,10 +145,11 @@ class When(BaseModel):
     @property
     def once(self) -> bool:
         """Whether this is one point, and neither several nor a span."""
-        return isinstance(self.at, (Time, str))
+        return isinstance(self.at, (Time, str)) and self.times in (None, 1)
 
     def __str__(self) -> str:
-        times = {k: v for k in ("at", "start", "stop", "every") if (v := getattr(self, k))}
+        names = ("at", "start", "stop", "every", "times")
+        times: dict[str, Any] = {k: v for k in names if (v := getattr(self, k))}
         if isinstance(self.at, tuple):
             times["at"] = f"[{', '.join(str(t) for t in self.at)}]"
         return "{" + ", ".join(f"{k}: {v}" for k, v in times.items()) + "}"
@@ -205,10 +213,10 @@ class Calendar:
 
 @dataclass(frozen=True)
 class Timetable:
-    """The instants at which a method fires, in order; `at_end` adds one after training."""
+    """The instants at which a method fires, in order, then `at_end` times after training."""
 
     instants: tuple[Instant, ...]
-    at_end: bool = False
+    at_end: int = 0
 
     def __len__(self) -> int:
         return len(self.instants) + self.at_end
@@ -234,7 +242,7 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
         BindError: it never fires within this training, or needs steps per epoch.
     """
     if when.at_end:
-        return Timetable((), at_end=True)
+        return Timetable((), at_end=when.times or 1)
     if calendar.epochs == 0:
         raise BindError(
             f"when {when} never fires: there is no training (0 epochs); write {{at: end}}."

@@ -97,7 +97,8 @@ class Train(_Section):
         batch_size: images per mini-batch.
         optimizer: see `Optimizer`; default SGD, lr 0.01, momentum 0.9, weight decay 1e-4.
         lr: a schedule by torch's name, see core.lr; null keeps the optimizer's rate.
-        autocast: forward in bf16 or fp16.
+        autocast: forward in bf16 or fp16; auto is bf16 where the device has units for it, which
+            halves the time there, and float32 elsewhere, where bf16 takes several times as long.
         augment: of the training images; auto is what suits the data set.
         accumulate: mini-batches per optimizer step.
         label_smoothing: share of the target spread over all classes.
@@ -108,7 +109,7 @@ class Train(_Section):
     batch_size: int = Field(default=128, ge=1)
     optimizer: Optimizer = Field(default_factory=_default_optimizer)
     lr: dict[str, Any] | None = None
-    autocast: Literal["none", "bf16", "fp16"] = "none"
+    autocast: Literal["none", "auto", "bf16", "fp16"] = "none"
     augment: Literal["none", "standard", "shift", "auto"] = "auto"
     accumulate: int = Field(default=1, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, le=1)

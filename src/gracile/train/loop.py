@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gracile.benchmark.processor import computes_bf16
 from gracile.core.state import derive_seed
 from gracile.distribute.collective import average_gradients
 from gracile.errors import RecipeError, nearest
@@ -18,7 +19,7 @@ from gracile.recipe.schema import Train
 from gracile.train.evaluate import predict_module, score
 from gracile.train.session import Session
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Batches(Protocol):
@@ -72,6 +73,12 @@ def fit(
     train, optimizer = session.recipe.train, session.optimizer
     assert optimizer is not None
     steps, accumulate = len(loader), train.accumulate
+    if train.autocast == "bf16" and not _computes_bf16(session.device):
+        session.warn(
+            "autocast",
+            "this device has no bfloat16 units, so autocast: bf16 takes several times as long as "
+            "float32. Write autocast: auto.",
+        )
     scaler = torch.amp.GradScaler(session.device.type, enabled=train.autocast == "fp16")
     with bar("training", session.epochs * steps, start * steps, progress) as advance:
         for epoch in range(start, session.epochs):
@@ -123,7 +130,13 @@ def _track_score(session: Session, batches: Iterable[tuple[Tensor, Tensor]], suf
 
 
 def _autocast(device: torch.device, kind: str) -> Any:
-    return nullcontext() if kind == "none" else torch.autocast(device.type, dtype=AUTOCAST[kind])
+    if kind == "none" or (kind == "auto" and not _computes_bf16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[kind])
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else computes_bf16()
 
 
 @contextmanager

@@ -265,10 +265,7 @@ class Session(Looking):
             raise UserError("finish() was called before; make a new Session for another run.")
         if calibration is not None:
             self.calibration = calibration
-        for m in self.methods:
-            table = self.timetables.get(m.id)
-            if table is not None and table.at_end:
-                self._fire_one(m, table.progress(len(table) - 1))
+        self._fire_at_end()
         self._check_fired()
         if self.recipe.accuracy is not None and not self.judged:
             self.warn(
@@ -291,6 +288,14 @@ class Session(Looking):
             history=self.history,
             warnings=self.warnings,
         )
+
+    def _fire_at_end(self) -> None:
+        """In turns: who fires n times does so in the last n of them."""
+        for left in range(max((t.at_end for t in self.timetables.values()), default=0), 0, -1):
+            for m in self.methods:
+                table = self.timetables.get(m.id)
+                if table is not None and table.at_end >= left:
+                    self._fire_one(m, table.progress(len(table) - left))
 
     def close(self) -> None:
         """Take everything off the model that is not part of it; the session is over."""
