@@ -21,6 +21,8 @@ CASES = {
     "prune/depth": "m: {prune: depth, count: 1, when: {at: 1ep}}",
     "prune/gates": 'm: {prune: gates, weights: "type:Conv2d", sparsity: 0.5, gate_lr: 1, '
     "when: {start: 0ep, stop: 2ep}}",
+    "prune/movement": 'm: {prune: movement, weights: "type:Conv2d", sparsity: '
+    "{ramp: linear, final: 0.5}, when: {start: 0ep, stop: 2ep, every: 1mb}, freeze: 2ep}",
     "prune/threshold": 'm: {prune: threshold, weights: "type:Conv2d", threshold: 0.6, '
     "relative_to: std, when: {start: 0ep, stop: 2ep}}",
     "prune/splicing": 'm: {prune: splicing, weights: "type:Conv2d", sensitivity: 0.3, '

@@ -11,7 +11,8 @@ from torch import nn
 
 from gracile.errors import BindError, PlanConflict, RecipeError
 from gracile.prune.gate import Gate, binary_gates, density_loss
-from gracile.prune.methods.gates import LAYER, Adaptive
+from gracile.prune.learned import LAYER
+from gracile.prune.methods.gates import Adaptive
 from gracile.recipe.load import loads
 from gracile.train.checkpoint import load_state, save_state
 from gracile.train.session import Session
@@ -492,7 +493,7 @@ def test_logits_and_their_state_are_cut_with_the_weight(granularity):
             gate.logits.copy_(torch.arange(len(gate.logits)) - 3.0 - k)
 
     def spread(values):  # (G,) of a tensor -> the weight's shape
-        return {a: g._spread(values(g)).clone() for a, g in m.gates.items()}
+        return {a: g.spread(values(g)).clone() for a, g in m.gates.items()}
 
     before = spread(lambda g: g.logits.detach())
     averages = spread(lambda g: m.optimizer.state[g.logits]["exp_avg"])

@@ -36,6 +36,33 @@ class Net(nn.Module):
         return self.fc(self.pool(self.layer1(torch.relu(self.stem(x)))).flatten(1))
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, 4, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        a = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.o(a.transpose(1, 2).reshape(b, n, -1))
+
+
+class Encoder(nn.Module):
+    """One block of a transformer, four heads and six units: 5 x 8 -> 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention()
+        self.norm = nn.LayerNorm(8)
+        self.up, self.down, self.classifier = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        return self.classifier(x.mean(1))
+
+
 WEIGHTED = [
     *("stem", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"),
     "fc",

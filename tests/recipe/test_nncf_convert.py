@@ -508,9 +508,9 @@ def test_early_exit_trains_at_most_so_long():
             r"c:2: .*one level more than there are steps, 2, got 1",
         ),
         (
-            '\n"algorithm": "movement_sparsity", "params": {"warmup_start_epoch": 1, '
+            '"algorithm": "movement_sparsity", "params": {"warmup_start_epoch": 2,\n'
             '"warmup_end_epoch": 2, "importance_regularization_factor": 0.1}',
-            r"c:2: .*movement_sparsity, an experiment",
+            r"c:2: .*warmup_end_epoch must be after warmup_start_epoch \(2\), got 2",
         ),
     ],
 )

@@ -40,6 +40,8 @@ def test_a_pattern_for_each_is_their_union(paths):
         (r"{re}Block\[1\]", ["layer1.1.conv1", "layer1.1.conv2"]),
         (r"{re}conv2d_0$", WEIGHTED[:-1]),
         (r"{re}.*", WEIGHTED),
+        (r"{re}(stem|fc)", ["stem", "fc"]),
+        (r"{re}Conv2d\[(stem|conv9)\]/conv2d_0|OUTPUT", ["stem"]),
     ],
 )
 def test_a_pattern_is_searched_in_the_scopes_of_all_modules(pattern, paths):

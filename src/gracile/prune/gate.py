@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from gracile.prune.learned import Learned
+
 CLIP = 1e-6  # of the uniform noise, so that its logit is finite
 
 
@@ -65,7 +67,7 @@ def density_loss(
     return ((share - density) / p).square().mean()
 
 
-class Gate:
+class Gate(Learned):
     """The gates of one weight; the overlay that multiplies the weight by them.
 
     In training, from the begin of a mini-batch to its end, a gate is open if s + logit(u) > 0, and
@@ -78,18 +80,22 @@ class Gate:
     """
 
     def __init__(self, groups: Tensor, keep: float, device: torch.device):
-        self.shape = tuple(groups.shape)
         self.noise: Tensor | None = None
         self.owner: nn.Module | None = None  # the weight's module, whose mode counts
-        self._set_groups(groups.to(device))
-        start = torch.logit(torch.tensor(keep, dtype=torch.float64)).float()
-        self.logits = nn.Parameter(start.to(device).repeat(len(self.sizes)))
+        super().__init__(
+            groups, float(torch.logit(torch.tensor(keep, dtype=torch.float64))), device
+        )
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The weight with zeros where gates are closed."""
         if self.noise is None or self.owner is None or not self.owner.training:
             return weight * self.mask().to(weight.dtype)
-        return weight * self._spread(binary_gates(self.logits + self.noise)).to(weight.dtype)
+        return weight * self.spread(binary_gates(self.logits + self.noise)).to(weight.dtype)
+
+    @property
+    def logits(self) -> nn.Parameter:
+        """(G,) s of each gate."""
+        return self.values
 
     def draw(self, rng: torch.Generator, owner: nn.Module) -> None:
         """Begin a mini-batch: one noise for all its forwards."""
@@ -100,40 +106,10 @@ class Gate:
         """End a mini-batch."""
         self.noise = self.owner = None
 
-    def mask(self) -> Tensor:
-        """What is kept without noise (bool, of the weight's shape)."""
-        return self._spread(self.logits.detach() > 0)
-
-    def kept(self) -> int:
-        """Number of weights behind open gates, without noise."""
-        return int((self.sizes * (self.logits.detach() > 0)).sum())
+    def open(self) -> Tensor:
+        """(G,) bool: gates that are open without noise."""
+        return self.logits.detach() > 0
 
     def expected(self) -> float:
         """Expected number of weights behind open gates, with noise."""
         return float((self.sizes * self.logits.detach().sigmoid()).sum())
-
-    def cut(self, dim: int, index: Tensor) -> Tensor:
-        """Follow a cut of the weight; returns the numbers of the gates that are left."""
-        before = self._groups
-        if before is None:
-            before = torch.arange(len(self.logits), device=self.logits.device).reshape(self.shape)
-        left: Tensor
-        left, groups = before.index_select(dim, index).unique(return_inverse=True)
-        self.shape = tuple(groups.shape)
-        self._set_groups(groups)
-        self.logits = nn.Parameter(self.logits.detach()[left])
-        self.rest()
-        return left
-
-    def _set_groups(self, groups: Tensor) -> None:
-        flat = groups.flatten()
-        each = torch.arange(flat.numel(), device=flat.device)
-        self._groups = None if torch.equal(flat, each) else groups  # None: a gate for each weight
-        self.sizes = torch.ones_like(each[:1]).expand(len(each))
-        if self._groups is not None:
-            self.sizes = torch.bincount(flat)
-
-    def _spread(self, gates: Tensor) -> Tensor:
-        if self._groups is None:
-            return gates.reshape(self.shape)
-        return gates.index_select(0, self._groups.flatten()).reshape(self.shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,26 @@ def removed_count(
 def lowest(scores: Tensor, k: int) -> Tensor:
     """Indices of the k smallest scores; equal scores go in index order, so k is exact."""
     return torch.argsort(scores, stable=True)[:k]
+
+
+def without_lowest(scores: Tensor, k: int) -> Tensor:
+    """(n,) bool: all but the k smallest; equal scores go in index order. Any device, no sorting.
+
+    >>> without_lowest(torch.tensor([1.0, 0.0, 1.0]), 2)
+    tensor([False, False,  True])
+    """
+    if k <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if scores.device.type == "cpu":  # ten times as fast as kthvalue
+        edge = float(np.partition(scores.detach().numpy(), k - 1)[k - 1])
+    else:
+        edge = float(scores.detach().kthvalue(k).values)
+    keep = scores > edge
+    surplus = k - int((~keep).sum())
+    if surplus:  # more scores are at the edge than may go
+        equal = scores == edge
+        keep |= equal & (equal.cumsum(0) > int(equal.sum()) + surplus)
+    return keep
 
 
 def with_ties(scores: Tensor, gone: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Types for a method's options that recipes share: selectors, kernels by name, levels over time.
 
-A method writes `weights: Selector`, `criterion: KernelRef("criterion")`, `sparsity: Level` or
-`threshold: Amount`; each reads its YAML forms, refuses wrong ones with the rule, and writes itself
-back to YAML.
+A method writes `weights: Selector`, `criterion: KernelRef("criterion")`, `sparsity: Level`,
+`strength: Amount` or `threshold: Threshold`; each reads its YAML forms, refuses wrong ones with the
+rule, and writes itself back to YAML.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -251,3 +252,21 @@ def _not_positive(value: object) -> str | None:
 
 
 Amount = Annotated[LevelValue, _plain_type(read_amount, LevelValue.plain)]
+
+
+def read_threshold(value: object) -> LevelValue:
+    """Read a number of any sign or `{ramp, initial, final}` of such.
+
+    Raises:
+        FieldError, UserError: as `read_level`.
+    """
+    return read_level(value, _not_finite)
+
+
+def _not_finite(value: object) -> str | None:
+    if is_number(value) and math.isfinite(value):  # type: ignore[arg-type]
+        return None
+    return f"must be a number, got {show(value)}. Write such as 0 or -0.5."
+
+
+Threshold = Annotated[LevelValue, _plain_type(read_threshold, LevelValue.plain)]

@@ -6,23 +6,17 @@ from a loss on how many weights are left.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from gracile.core import method as core
-from gracile.core.plan import Mask
-from gracile.core.schedule import END, TimeField, When
-from gracile.distribute.collective import average_gradients
-from gracile.errors import BindError
 from gracile.prune.gate import Gate, density_loss
-from gracile.recipe.fields import KernelRef, Level, Selector, kernel
+from gracile.prune.learned import LearnedMasks, LearnedOptions
+from gracile.recipe.fields import KernelRef, Level, kernel
 from gracile.recipe.messages import FieldError, show
-
-LAYER = "gate"  # the overlay layer of weights
 
 
 class Adaptive(BaseModel):
@@ -66,7 +60,7 @@ def _schedule(value: object) -> object:
     )
 
 
-class GatesOptions(core.Options):
+class GatesOptions(LearnedOptions):
     """Options of `prune: gates`.
 
     Attributes:
@@ -89,7 +83,6 @@ class GatesOptions(core.Options):
             Default: the end of training.
     """
 
-    weights: Selector
     sparsity: Level
     schedule: Annotated[Adaptive | None, BeforeValidator(_schedule)] = None
     granularity: KernelRef("granularity") = Field(  # type: ignore[valid-type]
@@ -102,13 +95,9 @@ class GatesOptions(core.Options):
     gate_optimizer: Literal["adam", "sgd"] = "adam"
     initial_keep: float = Field(default=0.99, gt=0.5, lt=1)
     tolerance: float = Field(default=0.03, ge=0, lt=1)
-    when: When
-    freeze: TimeField | None = None
 
     @model_validator(mode="after")
-    def _in_training(self) -> Self:
-        if self.when.at == END:
-            raise ValueError("gates are trained, 'at: end' is too late; write when: {start: 0ep}")
+    def _adaptive(self) -> Self:
         if self.schedule is None:
             return self
         if self.sparsity.ramp is not None:
@@ -129,38 +118,26 @@ class GatesOptions(core.Options):
     source="Kozlov et al. 2020, arXiv:2002.08679 (RB sparsity), and its released code; after "
     "Louizos et al. 2018, arXiv:1712.01312",
 )
-class Gates(core.Method):
-    """Learn which weights to close, together with the weights.
-
-    The logits have an optimizer of their own, which steps when the training's does: they want no
-    weight decay, another learning rate and no schedule, and the user's optimizer may be made before
-    the Session and restored from a file without knowing of them.
-    """
+class Gates(LearnedMasks):
+    """Learn which weights to close, together with the weights."""
 
     Options = GatesOptions
-    needs = frozenset({"train"})
 
     def on_attach(self, s: Any) -> None:
-        self.session = s
         self.level: float | None = None  # what the loss asks for; None before the first firing
         self.found = 0  # firings that found the level reached (adaptive)
-        self.frozen = False
-        self.freeze_at = self._freeze_at(s)
-        if s.recipe.train.autocast == "fp16":
-            raise BindError(
-                f"'{self.id}': the loss scaling of autocast: fp16 does not reach the gates, which "
-                "have an optimizer of their own. Use autocast: bf16."
-            )
         o = self.options
-        self.gates = {
+        gates = {
             a: Gate(o.granularity.fn(tuple(p.shape)), o.initial_keep, p.device)
             for a in s.tensors(o.weights)
             for p in [s.parameter(a)]
         }
-        self._make_optimizer()
+        self._begin(s, gates, o.gate_optimizer, o.gate_lr)
 
-    def claims(self, s: Any) -> Iterable[tuple[str, str]]:
-        return [("gates", a) for a in self.gates]
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Address -> its gates."""
+        return self.learned
 
     def on_fire(self, s: Any, progress: float) -> None:
         adaptive, level = self.options.schedule, self.options.sparsity
@@ -176,8 +153,7 @@ class Gates(core.Method):
         s.track(f"sparsity/{self.id}/target", wanted)
 
     def on_batch_start(self, s: Any) -> None:
-        if self._training and s.now >= self.freeze_at:
-            self._fix(s)
+        super().on_batch_start(s)
         if not self._training:
             return
         seed = s.generator(self.id, "noise", s.epoch_number, s.batch).initial_seed()
@@ -199,17 +175,6 @@ class Gates(core.Method):
         )
         return {self.id: o.strength * loss}
 
-    def on_before_step(self, s: Any) -> None:
-        if not self._training:
-            return
-        average_gradients(nn.ParameterList(g.logits for g in self.gates.values()))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def on_batch_end(self, s: Any) -> None:
-        for gate in self.gates.values():
-            gate.rest()
-
     def on_epoch_end(self, s: Any) -> None:
         if self.level is None or not self.gates:
             return
@@ -217,93 +182,18 @@ class Gates(core.Method):
         expected = sum(g.expected() for g in self.gates.values())
         s.track(f"sparsity/{self.id}/expected", 1 - expected / self._weights())
 
-    def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
-        states = {a: dict(self.optimizer.state[g.logits]) for a, g in self.gates.items()}
-        for edit in edits:
-            for part in getattr(edit, "group", ()):
-                gate = self.gates.get(part.at)
-                if gate is None:
-                    continue
-                of = gate.logits.shape
-                left = gate.cut(part.dim, torch.tensor(part.keep, device=gate.logits.device))
-                states[part.at] = {
-                    k: v[left] if isinstance(v, Tensor) and v.shape == of else v
-                    for k, v in states[part.at].items()
-                }
-        self.gates = {a: g for a, g in self.gates.items() if a in s.parameter_names}
-        self._make_optimizer()
-        for a, g in self.gates.items():
-            self.optimizer.state[g.logits] = states[a]
-
-    def on_detach(self, s: Any) -> Iterable[Mask]:
-        if not self.frozen:
-            self._fix(s)
-        self._report(s)
-        edits: list[Mask] = s.mask_edits(self.id)
-        return edits
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "level": self.level,
-            "found": self.found,
-            "frozen": self.frozen,
-            "logits": {a: g.logits.detach().clone() for a, g in self.gates.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return {"level": self.level, "found": self.found, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.level, self.found = state["level"], int(state["found"])
-        self.frozen = bool(state["frozen"])
-        with torch.no_grad():
-            for address, logits in state["logits"].items():
-                self.gates[address].logits.copy_(logits)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self._training:
-            self._lay(self.session)
+        super().load_state_dict(state)
 
     # --- inside
 
     @property
     def _training(self) -> bool:
-        return self.level is not None and not self.frozen and bool(self.gates)
-
-    def _make_optimizer(self) -> None:
-        cls = torch.optim.Adam if self.options.gate_optimizer == "adam" else torch.optim.SGD
-        logits = [g.logits for g in self.gates.values()]
-        self.optimizer = cls([{"params": logits}], lr=self.options.gate_lr)
-
-    def _freeze_at(self, s: Any) -> int:
-        """The mini-batch (epoch, if their number is unknown) from which gates stand still."""
-        time, calendar = self.options.freeze, s.calendar
-        if time is None:
-            return int(calendar.total)
-        at = int(calendar.minibatch(time))
-        epoch, batch = s.timetables[self.id].instants[-1]
-        if not epoch * (calendar.steps or 1) + batch < at < calendar.total:
-            raise BindError(
-                f"'{self.id}': freeze: {time} must lie between the last firing (epoch {epoch}, "
-                f"mini-batch {batch}) and the end of training ({calendar.epochs} epochs). Give "
-                "'when' a stop before it."
-            )
-        return at
-
-    def _lay(self, s: Any) -> None:
-        for address, gate in self.gates.items():
-            s.overlays.set(address, LAYER, gate)
-
-    def _fix(self, s: Any) -> None:
-        """Put a mask of what is open without noise in the place of the gates."""
-        for address, gate in self.gates.items():
-            s.overlays.remove(address, LAYER)
-            s.set_mask(self.id, address, gate.mask())
-        self.frozen = True
-
-    def _weights(self) -> int:
-        return max(1, sum(math.prod(g.shape) for g in self.gates.values()))
-
-    def _closed(self) -> float:
-        """Share of the weights behind closed gates, without noise."""
-        return 1 - sum(g.kept() for g in self.gates.values()) / self._weights()
+        return self.level is not None and super()._training
 
     def _report(self, s: Any) -> None:
         """Say in the ledger what became of each tensor, and warn where the level was missed."""

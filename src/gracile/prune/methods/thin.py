@@ -6,10 +6,9 @@ gone from weights, BatchNorm, optimizer state and teacher-free memory alike.
 
 from typing import Any
 
-import torch
-
 from gracile.core import method as core
 from gracile.core.schedule import When
+from gracile.prune.masked_units import masked_units
 
 
 class ThinOptions(core.Options):
@@ -30,8 +29,12 @@ class Thin(core.Method):
     needs = frozenset()
 
     def on_fire(self, s: Any, progress: float) -> None:
-        gone = {g.id: masked_units(s, g) for g in s.groups if g.protected is None}
-        gone = {id: units for id, units in gone.items() if units}
+        masks = {a: s.mask(a) for a in s.parameter_names}
+        gone = {}
+        for g in s.groups:
+            units = masked_units(g, masks, masks) if g.protected is None else []
+            if 0 < len(units) < len(g.units):
+                gone[g.id] = units
         if not gone:
             s.warn(
                 "nothing-to-thin",
@@ -40,19 +43,3 @@ class Thin(core.Method):
             )
             return
         s.cut(gone, by=self.id)
-
-
-def masked_units(s: Any, group: Any) -> list[int]:
-    """Units of a group whose slices are False throughout in the masks of the session."""
-    out, names = [], s.parameter_names
-    for u, unit in enumerate(group.units):
-        slices = [p for p in unit if p.at in names]
-        if slices and all(_hidden(s.mask(p.at), p) for p in slices):
-            out.append(u)
-    return out if len(out) < len(group.units) else []
-
-
-def _hidden(mask: torch.Tensor | None, part: Any) -> bool:
-    if mask is None:
-        return False
-    return not bool(mask.index_select(part.dim, torch.tensor(part.index)).any())

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gracile.recipe.document import Document, Keys
-from gracile.recipe.nncf import filters, quantization, sparsity
+from gracile.recipe.nncf import filters, movement, quantization, sparsity
 from gracile.recipe.nncf.grammar import (
     SAMPLE_KEYS,
     AccuracyAware,
@@ -19,6 +19,7 @@ from gracile.recipe.nncf.grammar import (
     FilterPruning,
     KnowledgeDistillation,
     MagnitudeSparsity,
+    MovementSparsity,
     Quantization,
     RbSparsity,
     read,
@@ -90,12 +91,8 @@ def _one(algorithm: BaseModel, keys: Keys, work: Work) -> None:
             quantization.quantization(algorithm, keys, work)
         case Binarization():
             quantization.binarization(algorithm, keys, work)
-        case _:
-            work.refuse(
-                (*keys, "algorithm"),
-                "is movement_sparsity, an experiment of NNCF for transformers that this version "
-                "has not. Nearest in kind: rb_sparsity.",
-            )
+        case MovementSparsity():
+            movement.movement(algorithm, keys, work)
 
 
 def _distillation(algorithm: KnowledgeDistillation, keys: Keys, work: Work) -> None:
@@ -152,6 +149,8 @@ def _epochs(config: Config, given: int | None, document: Document) -> int:
         match a:
             case MagnitudeSparsity() | RbSparsity():
                 needed.append(sparsity.epochs_of(a))
+            case MovementSparsity():
+                needed.append(movement.epochs_of(a))
             case FilterPruning():
                 needed.append(filters.epochs_of(a))
             case Quantization() | Binarization():

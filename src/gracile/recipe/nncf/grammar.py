@@ -244,29 +244,56 @@ class ConstSparsity(_Algorithm):
 
 
 class Structure(_Part):
-    """An entry of `sparse_structure_by_scopes`."""
+    """An entry of `sparse_structure_by_scopes`; block wants two factors, per_dim an axis."""
 
     mode: Literal["fine", "block", "per_dim"]
-    sparse_factors: list[int] | None = None
-    axis: int | None = None
+    sparse_factors: list[Annotated[int, Field(ge=1)]] | None = None
+    axis: Literal[0, 1] | None = None
     target_scopes: Listed[str]
+
+    @model_validator(mode="after")
+    def _as_the_mode_wants(self) -> Self:
+        block, per_dim = self.mode == "block", self.mode == "per_dim"
+        plain = self.mode == "fine" and self.sparse_factors == [1, 1]
+        if (self.sparse_factors is not None) != block and not plain:
+            rule = "needs sparse_factors, such as [32, 32]" if block else "has no sparse_factors"
+            raise FieldError(f"{rule}, as its mode is {self.mode}.")
+        if block and len(self.sparse_factors or ()) != 2:
+            raise FieldError(
+                f"must be two numbers, rows and columns of a block, got {self.sparse_factors}.",
+                ("sparse_factors",),
+            )
+        if (self.axis is not None) != per_dim:
+            rule = "needs axis, 0 (rows) or 1 (columns)" if per_dim else "has no axis"
+            raise FieldError(f"{rule}, as its mode is {self.mode}.")
+        return self
 
 
 class MovementParams(_Part):
     """`params` of movement_sparsity."""
 
-    warmup_start_epoch: int
-    warmup_end_epoch: int
-    importance_regularization_factor: float
+    warmup_start_epoch: float = Field(ge=0)
+    warmup_end_epoch: float = Field(gt=0)
+    importance_regularization_factor: float = Field(ge=0)
     enable_structured_masking: bool = True
-    power: float = 3.0
+    power: float = Field(default=3.0, gt=0)
     init_importance_threshold: float | None = None
     final_importance_threshold: float = 0.0
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_warm_up(self) -> Self:
+        if self.warmup_end_epoch <= self.warmup_start_epoch:
+            raise FieldError(
+                f"must be after warmup_start_epoch ({self.warmup_start_epoch:g}), got "
+                f"{self.warmup_end_epoch:g}.",
+                ("warmup_end_epoch",),
+            )
+        return self
 
 
 class MovementSparsity(_Algorithm):
-    """`algorithm: movement_sparsity`, experimental."""
+    """`algorithm: movement_sparsity`, experimental; linear layers only."""
 
     algorithm: Literal["movement_sparsity"]
     params: MovementParams

@@ -14,6 +14,7 @@ from gracile.errors import UserError, nearest
 
 PREFIX = "NNCF"
 _SEGMENT = re.compile(r"(\w+)\[([^\[\]/]+)\]")
+_PORT = re.compile(r"\|(?:WEIGHT|OUTPUT|INPUT\d*)$")  # of an operator; a `|` may also be of a {re}
 _OPERATION = re.compile(r"\w+_\d+")
 _CONVOLUTIONS = {
     f"Conv{t}{d}d": f"conv{'_transpose' * bool(t)}{d}d" for t in ("", "Transpose") for d in "123"
@@ -110,7 +111,7 @@ def resolve_scopes(
     out: list[str] = []
     for scope in [scopes] if isinstance(scopes, str) else scopes:
         try:
-            found = _one(scope.split("|")[0], layers)
+            found = _one(_PORT.sub("", scope), layers)
         except UserError as e:
             if validate:
                 raise

@@ -7,6 +7,7 @@ from gracile.recipe.document import Keys
 from gracile.recipe.nncf.grammar import (
     ConstSparsity,
     MagnitudeSparsity,
+    MovementSparsity,
     RbSparsity,
     SparsityParams,
 )
@@ -54,7 +55,7 @@ def regularized(algorithm: RbSparsity, keys: Keys, work: Work) -> None:
         "weights": work.weights(algorithm, keys),
         "loss": "released",
         "scope": _scope(p),
-        **_gate_optimizer(algorithm, keys, work),
+        **own_optimizer(algorithm, "gate", keys, work),
     }
     if p.schedule == "adaptive":
         entry |= {
@@ -166,20 +167,29 @@ def _when(p: SparsityParams, last: int, every: str) -> tuple[dict[str, str], str
     return {"start": "0ep", "stop": end, "every": every}, end
 
 
-def _gate_optimizer(algorithm: RbSparsity, keys: Keys, work: Work) -> dict[str, Any]:
-    """NNCF trains gates with the script's optimizer; gracile gives them one of their own."""
+def own_optimizer(
+    algorithm: RbSparsity | MovementSparsity, what: str, keys: Keys, work: Work
+) -> dict[str, Any]:
+    """NNCF trains gates and scores with the script's optimizer; gracile gives them their own.
+
+    Args:
+        algorithm: for its learning rate multiplier.
+        what: `gate` or `score`: begin of the option's names, and the word for messages.
+        keys: of the algorithm.
+        work: the conversion.
+    """
     times = algorithm.compression_lr_multiplier
     given = work.train.get("optimizer")
     out: dict[str, Any] = {}
     if given is not None:
         kind = "sgd" if given["class"] == "SGD" else "adam"
-        out = {"gate_optimizer": kind, "gate_lr": given["lr"]}
+        out = {f"{what}_optimizer": kind, f"{what}_lr": given["lr"]}
         if "lr" in work.train:
-            work.tell(keys, "trains its gates at a constant rate here; train.lr is not theirs.")
+            work.tell(keys, f"trains its {what}s at a constant rate here; train.lr is not theirs.")
         if given.get("momentum"):
-            work.tell(keys, "trains its gates without momentum here.")
-    if times is not None and out.get("gate_optimizer") == "sgd":
-        out["gate_lr"] *= times
+            work.tell(keys, f"trains its {what}s without momentum here.")
+    if times is not None and out.get(f"{what}_optimizer") == "sgd":
+        out[f"{what}_lr"] *= times
     elif times is not None:
         where = (*keys, "compression_lr_multiplier")
         work.tell(where, "multiplies gradients, which Adam divides by their size: left out.")

@@ -11,6 +11,7 @@ from gracile.recipe.nncf.scopes import Layer, Layers, resolve_scopes
 from gracile.recipe.nncf.text import error
 
 CONV_LINEAR = ("_ConvNd", "Linear")
+WORDS = {"_ConvNd": "convolutions", "Linear": "linear layers"}
 
 
 class Scopes(Protocol):
@@ -111,5 +112,6 @@ class Work:
             return chosen
         there = [k for k in kinds if layers is None or any(x.kind == k for x in layers.values())]
         if not there:
-            self.refuse(keys, "acts on convolutions and linear layers, and the model has none.")
+            words = " and ".join(WORDS[k] for k in kinds)
+            self.refuse(keys, f"acts on {words}, and the model has none.")
         return [*(f"type:{k}" for k in there), *(f"!{p}" for p in ignored)]
