@@ -18,6 +18,7 @@ CASES = {
     "prune/oneshot": 'm: {prune: oneshot, weights: "type:Conv2d", sparsity: 0.5, when: {at: 1ep}}',
     "prune/thin": f"filters: {GRADUAL}\n  m: {{prune: thin, when: {{at: 2ep}}}}",
     "prune/structure": f"m: {{prune: structure, ratio: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}",
+    "prune/greedy": "m: {prune: greedy, ratio: 0.4, target: macs, step: 0.3, when: {at: 2ep}}",
     "prune/depth": "m: {prune: depth, count: 1, when: {at: 1ep}}",
     "prune/gates": 'm: {prune: gates, weights: "type:Conv2d", sparsity: 0.5, gate_lr: 1, '
     "when: {start: 0ep, stop: 2ep}}",
@@ -97,7 +98,8 @@ def session(name: str, *, calibration=None, seed: int = 0) -> Session:
         optimizer,
         example=data(99)[0][0][:4],
         steps_per_epoch=STEPS,
-        calibration=calibration or [x for x, _ in data(77)],
+        calibration=calibration or data(77),
+        loss_of=nn.functional.cross_entropy,
     )
 
 

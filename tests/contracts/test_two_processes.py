@@ -17,7 +17,7 @@ def run(rank: int, name: str, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    s = cases.session(name, calibration=[x for x, _ in cases.data(77, rank)])
+    s = cases.session(name, calibration=cases.data(77, rank))
     for epoch in range(cases.EPOCHS):
         cases.train_epoch(s, epoch, rank, sync=average_gradients)
     masks = {a: s.mask(a) for a in s.overlays.addresses("mask")}

@@ -96,7 +96,7 @@ def prove(
     masked, sliced = copy.deepcopy(model), model
     mask_removed(masked, edits)
     cut(sliced, edits)
-    if graph is None or _losing_statistics(graph, follow(model, graph), edits):
+    if graph is None or losing_statistics(graph, follow(model, graph), edits):
         masked = kept_statistics(masked, sliced, edits, inputs[0])
     try:
         worst, checks = _compare(masked, sliced, edits, inputs, dtype)
@@ -187,13 +187,13 @@ def kept_statistics(
     if graph.module is None:
         return masked
     found = follow(masked, graph)
-    special = _losing_statistics(graph, found, edits)
+    special = losing_statistics(graph, found, edits)
     if not special:
         return masked
     return _Masked(graph, trace(sliced), found, gone_units(found.flow, edits), special)
 
 
-def _losing_statistics(graph: Graph, found: Following, edits: Sequence[Remove]) -> set[str]:
+def losing_statistics(graph: Graph, found: Following, edits: Sequence[Remove]) -> set[str]:
     """Operators that take statistics over channels of which some go, or make weights of them."""
     noted = found.flow.statistics
     takers = [n.id for n in graph if n.id in noted or rule_of_op(n.op).statistic]

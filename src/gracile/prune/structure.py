@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -115,13 +116,50 @@ def select(
     if k is None:
         least = goal.cost(timeline.kept(len(blocks)))
         raise UserError(
-            f"the target of {_amount(goal.limit)} {goal.measure} cannot be reached: the model has "
-            f"{_amount(before)}, and cutting all that the limits allow leaves {_amount(least)}. "
+            f"the target of {amount(goal.limit)} {goal.measure} cannot be reached: the model has "
+            f"{amount(before)}, and cutting all that the limits allow leaves {amount(least)}. "
             "Ask for less, or relax ignore, max_ratio, min_keep, min_width or multiple_of."
         )
     return Selection(
         _gone(blocks[:k]), goal.measure, before, goal.limit, goal.cost(timeline.kept(k))
     )
+
+
+def one_step(
+    group: ChannelGroup,
+    scores: Tensor,
+    share: float,
+    *,
+    left: Callable[[int, Widths], float],
+    limit: float,
+    limits: Limits | None = None,
+    original: int | None = None,
+) -> list[int]:
+    """The least important units of one group: a share of them, or what the goal still asks for.
+
+    Args:
+        group: that may be cut.
+        scores: (units,) importance; smaller goes first.
+        share: of the units that are there; rounded down, but at least one unit (with `multiple_of`
+            one block).
+        left: (how many units go, widths after that) -> what is left of the goal's measure.
+        limit: what may be left: of the share only as many go as bring the measure down to it.
+        limits: see `select`.
+        original: units at the start, if some are gone already.
+
+    Returns:
+        Units, sorted; none where the limits allow none to go.
+    """
+    first = {group.id: original or len(group.units)}
+    blocks = removal_order(
+        [group], {group.id: scores}, {group.id: group.id}, limits or Limits(), first
+    )
+    counts = [*accumulate(len(units) for _, units in blocks)]
+    most = int(share * len(group.units) + 1e-6)
+    n = max(sum(count <= most for count in counts), min(1, len(blocks)))
+    timeline = Timeline(([group.units[u] for u in units] for _, units in blocks[:n]), group.sizes)
+    k = shortest_prefix(n, lambda k: left([0, *counts][k], timeline.kept(k)), limit)
+    return _gone(blocks[: n if k is None else k]).get(group.id, [])
 
 
 def removal_order(
@@ -241,5 +279,6 @@ def _gone(blocks: Iterable[Block]) -> dict[str, list[int]]:
     return {id: sorted(units) for id, units in out.items()}
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """A number for a message, with no more digits than tell something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gracile.core.method import Method
 from gracile.errors import BindError, UserError, nearest
+from gracile.prune.cutting import Cutting
 from gracile.prune.masking import Masking
-from gracile.prune.methods.structure import Structure
 from gracile.recipe.fields import LevelValue
 from gracile.train.evaluate import predict_module, score
 from gracile.train.loop import Batches, fit
@@ -179,7 +179,7 @@ class AccuracyAware:
         able = {
             m.id: m
             for m in self.session.methods
-            if isinstance(m, (Masking, Structure)) and _level_name(m) is not None
+            if isinstance(m, (Masking, Cutting)) and _level_name(m) is not None
         }
         if not able:
             raise BindError(

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gracile.core.method import Method
 from gracile.core.overlay import Overlays
+from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError
 from gracile.graph.capture import capture
 from gracile.graph.graph import Graph
@@ -48,6 +50,12 @@ class Looking:
         assert self.teacher is not None
         return capture(self.teacher, self.example)
 
+    @property
+    def running_norms(self) -> list[_BatchNorm]:
+        """Every BatchNorm of the model that keeps running statistics."""
+        found = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        return [m for m in found if m.track_running_stats]
+
     def calibrate(self, m: Method, training: Iterable[nn.Module] = ()) -> None:
         """Run the calibration batches without gradient, calling `m.on_calibrate(self)` after each.
 
@@ -65,6 +73,31 @@ class Looking:
                 self.model(*x)
                 m.on_calibrate(self)
         self.changed = True
+
+    def count_statistics(self, m: Method) -> None:
+        """Replace BatchNorm's running means and variances by averages over the calibration batches.
+
+        Only BatchNorm runs in train mode for it. Does nothing where there is none.
+
+        Raises:
+            BindError: the session has no calibration data.
+        """
+        norms = self.running_norms
+        if not norms:
+            return
+        momenta = [n.momentum for n in norms]
+        try:
+            for n in norms:
+                n.reset_running_stats()
+                n.momentum = None  # a plain average
+            self.calibrate(m, training=norms)
+            for n in norms:  # ranks that train together may have seen different images
+                for statistic in (n.running_mean, n.running_var):
+                    assert statistic is not None
+                    all_reduce_mean_(statistic)
+        finally:
+            for n, momentum in zip(norms, momenta, strict=True):
+                n.momentum = momentum
 
     def look(self, m: Method, ids: Collection[str]) -> Iterator[Mapping[str, Any]]:
         """Outputs of operators, batch by batch of the calibration data, in eval mode.
@@ -126,19 +159,17 @@ class Looking:
                 "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
                 "calibration batches, or let it fire later."
             )
-        held = {p: p.grad for p in self.model.parameters()}
-        try:
-            with self._evaluating(m), torch.enable_grad():
-                for x, y in batches(self.calibration, self.device):
-                    if y is None:
-                        raise BindError(f"'{m.id}' needs calibration batches with labels.")
-                    for p in held:
-                        p.grad = None
-                    loss(self.model(*x), y).backward()
-                    yield
-        finally:
-            for p, grad in held.items():
-                p.grad = grad
+        with self._evaluating(m), own_gradients(self.model), torch.enable_grad():
+            for x, y in self._labelled(m):
+                self.model.zero_grad()
+                loss(self.model(*x), y).backward()
+                yield
+
+    def _labelled(self, m: Method) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        for x, y in batches(self.calibration, self.device):
+            if y is None:
+                raise BindError(f"'{m.id}' needs calibration batches with labels.")
+            yield x, y
 
     @contextmanager
     def _evaluating(self, m: Method) -> Iterator[None]:
@@ -154,6 +185,17 @@ class Looking:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def own_gradients(model: nn.Module) -> Iterator[None]:
+    """Whatever gradients this makes, those of training are put back afterwards."""
+    held = {p: p.grad for p in model.parameters()}
+    try:
+        yield
+    finally:
+        for p, grad in held.items():
+            p.grad = grad
 
 
 def outputs(

@@ -61,14 +61,14 @@ from gracile.train.bind import (
     class_names,
     timetables,
 )
-from gracile.train.looking import Looking
 from gracile.train.masks import Masks
 from gracile.train.rate import LearningRate
+from gracile.train.trying import Trying
 
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
 
-class Session(Looking):
+class Session(Trying):
     """One compression run.
 
     Args:
