@@ -9,7 +9,7 @@ reads, in networks that have heads. An error is relative to the magnitude of the
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from math import nan
@@ -65,6 +65,7 @@ def _record(arch: Architecture, metric: str, unit: str) -> Record:
     return record.about(versions={**record.versions, **_version(arch.package)})
 
 
+@lru_cache
 def _version(package: str) -> dict[str, str]:
     try:
         return {package: version(package)}

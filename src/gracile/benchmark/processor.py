@@ -4,6 +4,7 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
+FULL_RANGE = 8  # bits of a weight at which a sum of two products with uint8 outgrows 16 bits
 PAIRS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 PAIRS_IN_16_BITS = {"avx2", "avx512bw", "ssse3"}
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # the last is Arm's

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.benchmark.processor import sums_saturate
+from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.benchmark.runtimes.base import Array, Loaded
 from gracile.benchmark.runtimes.pytorch import flat, unit_values
 from gracile.core.plan import Plan
@@ -175,7 +175,7 @@ def saturation_warning(plan: Plan, cpu_flags: str | None = None) -> str | None:
         The text to show, or None where the arithmetic is exact.
     """
     grids: list[Any] = plan.of_kind("bits")
-    wide = any(e.role == "weight" and e.bits >= 8 for e in grids)
+    wide = any(e.role == "weight" and e.bits >= FULL_RANGE for e in grids)
     whole = any(e.role != "weight" for e in grids)
     if not (wide and whole and sums_saturate(cpu_flags)):
         return None

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gracile.benchmark.processor import sums_saturate
+from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.core.method import Method, Options
 from gracile.core.plan import Bits
 from gracile.errors import GracileError
@@ -26,7 +26,6 @@ from gracile.quantize.profile import load_profile
 from gracile.recipe.fields import KernelRef, Selector, kernel
 
 LAYER = "quantize"  # the overlay layer of weights
-FULL_RANGE = 8  # bits of a weight at which sums of two products outgrow 16 bits
 
 
 class QuantizeOptions(Options):

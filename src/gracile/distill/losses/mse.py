@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gracile.core.kinds import kd_loss
+from gracile.distill.pairs import check_pair
 
 
 @kd_loss("mse", source="NNCF, knowledge distillation of type mse; Ba & Caruana 2014, 1312.6184")
@@ -25,12 +26,6 @@ def mse(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, t2: bool 
     >>> mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])).item()
     2.0
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student and teacher must have one shape, got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}."
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}.")
+    check_pair(student, teacher, temperature)
     scale = 1.0 if t2 else 1 / temperature**2
     return F.mse_loss(student, teacher) * scale

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gracile.core.kinds import kd_loss
+from gracile.distill.pairs import check_pair
 
 
 @kd_loss("soft", source="Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2")
@@ -25,13 +26,7 @@ def soft(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, t2: bool
     >>> soft(torch.zeros(1, 2), torch.zeros(1, 2)).item()
     0.0
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student and teacher logits must have one shape, got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}."
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}.")
+    check_pair(student, teacher, temperature)
     p = F.log_softmax(student / temperature, dim=1)
     q = F.log_softmax(teacher / temperature, dim=1)
     kl = F.kl_div(p, q, reduction="batchmean", log_target=True)
