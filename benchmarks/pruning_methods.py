@@ -71,6 +71,17 @@ SPARSE = {
         "when": {"start": "0ep", "stop": "0.33ep"},
     }
 }
+GATES = {
+    "gates": {
+        "prune": "gates",
+        "weights": WEIGHTS,
+        "sparsity": {"ramp": "linear", "initial": 0.1, "final": ZEROS},
+        "gate_lr": 0.05,
+        "when": GROWING,
+        "freeze": "0.67ep",
+    }
+}
+INT8 = {"int8": {"quantize": "qat", "when": {"start": "0.67ep"}}}
 
 STRUCTURED: Mapping[str, Methods] = {
     "random": cut("random"),
@@ -88,6 +99,7 @@ STRUCTURED: Mapping[str, Methods] = {
     "Taylor, distillation": {**cut("taylor"), **TEACHER},
     "network slimming": {**SLIMMING, **cut("norm_scale", THIRD)},
     "group lasso": {**LASSO, **cut("l2", THIRD)},
+    "greedy": {"cut": {"prune": "greedy", "ratio": MACS, "target": "macs", "when": START}},
 }
 UNSTRUCTURED: Mapping[str, Methods] = {
     "random": zero("random"),
@@ -105,13 +117,15 @@ UNSTRUCTURED: Mapping[str, Methods] = {
     "LAMP, reconstruction": {**zero("lamp", scope="global"), **REPAIR},
     "AGP, LAMP, distillation": {**zero("lamp", GROWING, ramp(ZEROS), scope="global"), **TEACHER},
     "L1 penalty, then LAMP": {**SPARSE, **zero("lamp", THIRD, scope="global")},
-    "gates (RB, L0)": {
-        "gates": {
-            "prune": "gates",
+    "AGP, LAMP, INT8": {**zero("lamp", GROWING, ramp(ZEROS), scope="global"), **INT8},
+    "gates (RB, L0)": GATES,
+    "gates (RB, L0), INT8": {**GATES, **INT8},
+    "movement": {
+        "scores": {
+            "prune": "movement",
             "weights": WEIGHTS,
-            "sparsity": {"ramp": "linear", "initial": 0.1, "final": ZEROS},
-            "gate_lr": 0.05,
-            "when": GROWING,
+            "sparsity": ramp(ZEROS),
+            "when": {"start": "0.1ep", "stop": "0.6ep", "every": "0.05ep"},
             "freeze": "0.67ep",
         }
     },
