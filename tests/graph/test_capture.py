@@ -254,3 +254,44 @@ def test_an_operator_without_a_rule_is_unknown_and_named():
 
     node = capture(Bessel(), X)["special_i0"]
     assert (node.op, node.attrs, node.inputs) == ("unknown", {"target": "special_i0"}, ("x",))
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_shapes_without_values_are_the_shapes_of_a_run(name):
+    model, inputs = build(name)
+    run, meta = capture(model, inputs), capture(model, inputs, check=False)
+    assert list(meta.nodes) == list(run.nodes)
+    for id, node in run.nodes.items():
+        assert (meta[id].shape, meta[id].inputs, meta[id].attrs) == (
+            node.shape, node.inputs, node.attrs,
+        )  # fmt: skip
+
+
+def test_unchecked_capture_computes_nothing(monkeypatch):
+    monkeypatch.setattr("gracile.graph.capture._record", None)
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    graph = capture(model, X, check=False)
+    assert graph["fc"].shape == (2, 5)
+    assert all(t.device.type == "cpu" and t.equal(before[k]) for k, t in model.state_dict().items())
+
+
+class MixesDevices(Net):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.ones(1, 3, 1, 1)  # no buffer: it stays where it is
+
+    def forward(self, x):
+        return super().forward(x * self.scale)
+
+
+def test_unchecked_capture_runs_what_the_meta_device_cannot():
+    graph = capture(MixesDevices(), X, check=False)
+    assert graph.how == "fx"
+    assert graph["fc"].shape == (2, 5)
+
+
+def test_unchecked_capture_sees_that_a_batch_norm_does_not_fit():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(5))
+    with pytest.raises(UserError, match="does not run on the example"):
+        capture(model, X, check=False)

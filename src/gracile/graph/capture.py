@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from gracile.errors import UserError
@@ -46,8 +48,9 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, check: bo
     Args:
         model: any module; overlays and hooks on it are not captured.
         example: one input batch, or a tuple of the forward's positional inputs.
-        check: compare what fx saw with the model, one forward more; a proof of what is done with
-            the graph (`surgery.verified_apply`) compares with the model itself.
+        check: compare what fx saw with the model. Without it nothing is computed where shapes can
+            be had on the meta device; a proof of what is done with the graph
+            (`surgery.verified_apply`) compares with the model itself.
 
     Raises:
         UserError: the model itself does not run on this example.
@@ -150,7 +153,7 @@ def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any, check: b
         module = trace(model)
     with quiet(module), restored_modes(module):
         module.eval()
-        recorder = _record(module, inputs)
+        recorder = _record(module, inputs) if check else _sizes(module, inputs)
     if check and not same(expected, recorder.result):
         raise CannotTrace("the traced graph computes something else than the model")
     return _graph_of(module, recorder)
@@ -164,6 +167,19 @@ def _record(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> "_Recorder":
     except Exception as e:
         text = str(e).strip().split("\n")[0]
         raise CannotTrace(f"the traced graph does not run: {text}") from e
+    return recorder
+
+
+def _sizes(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> "_Recorder":
+    """Shapes without values: everything on the meta device, or a run where that does not work."""
+    recorder = _MetaRecorder(module)
+    run = _Run(recorder)
+    tensors = [*run.named_parameters(), *run.named_buffers()]
+    try:
+        meta = {name: t.to("meta") for name, t in tensors}
+        functional_call(run, meta, tuple(x.to("meta") for x in inputs))
+    except Exception:  # an operator that needs values, or makes tensors on a device of its own
+        return _record(module, inputs)
     return recorder
 
 
@@ -239,6 +255,30 @@ class _Recorder(fx.Interpreter):
         if any(isinstance(v, Tensor) for v in pytree.tree_leaves(out)):
             self.tensors.add(n)
         return out
+
+
+class _MetaRecorder(_Recorder):
+    """For the meta device, where a batch norm would be a dozen operators in Python: skipped."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module makes; a batch norm only passes on what it takes."""
+        m = self.fetch_attr(str(target))
+        if isinstance(m, _BatchNorm) and args and args[0].shape[1] == m.num_features:
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+
+class _Run(nn.Module):
+    """An interpreter as a module, whose tensors can be exchanged for a call."""
+
+    def __init__(self, interpreter: fx.Interpreter):
+        super().__init__()
+        self.module = interpreter.module
+        self.interpreter = interpreter
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the graph."""
+        return self.interpreter.run(*inputs)
 
 
 def _attribute_address(node: fx.Node) -> str | None:
