@@ -124,6 +124,7 @@ def measure(table: str, name: str, methods: Mapping[str, Any], seed: int) -> Val
 def job(
     network: str, weights: str, data: str, methods: Mapping[str, Any], folder: Path, *,
     seed: int = 0, train: Mapping[str, Any] = TRAIN, splits: Mapping[str, Any] = SPLITS,
+    runtime: str = RUNTIME,
 ) -> Job:  # fmt: skip
     """A network with its weights and data, and a recipe with these methods.
 
@@ -140,7 +141,7 @@ def job(
         recipe=Recipe.build(seed=seed, train=train, data=splits, methods=methods),
         out=folder,
         weights=Path(f"{roots['GRACILE_MODELS']}/{weights}"),
-        runtimes=(RUNTIME,),
+        runtimes=(runtime,),
         progress=False,
     )
 

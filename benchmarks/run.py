@@ -27,6 +27,7 @@ from benchmarks import (
     oneshot,
     pipeline,
     pruning,
+    ptq,
     runtimes,
     session_overhead,
     sparsity,
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Any] = {
         pipeline,
         pruning,
         oneshot,
+        ptq,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"

@@ -268,7 +268,7 @@ def test_shapes_without_values_are_the_shapes_of_a_run(name):
 
 
 def test_unchecked_capture_computes_nothing(monkeypatch):
-    monkeypatch.setattr("gracile.graph.capture._record", None)
+    monkeypatch.setattr("gracile.graph.record.recorded", None)
     model = Net()
     before = copy.deepcopy(model.state_dict())
     graph = capture(model, X, check=False)

@@ -1,9 +1,9 @@
 """Write a model as ONNX: integer weights and biases, a Q/DQ pair on every quantized tensor.
 
-torch's exporter writes the network with its marks; the passes below turn the marks into named
-tensors and QuantizeLinear/DequantizeLinear, in the form that ONNX Runtime and OpenVINO fuse
-completely: a pair behind every operator, also behind those that only move values, weights and
-biases as integers, none of them shared.
+The network is written with its marks (`direct`, or torch's exporter); the passes below turn the
+marks into named tensors and QuantizeLinear/DequantizeLinear, in the form that ONNX Runtime and
+OpenVINO fuse completely: a pair behind every operator, also behind those that only move values,
+weights and biases as integers, none of them shared.
 """
 
 import logging
@@ -21,6 +21,7 @@ from gracile.benchmark.artifact import UNIT_MARK, Artifact, artifact_path, conte
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
+from gracile.export.direct import NotPlain, to_proto
 from gracile.export.prepare import BIAS, UNIT, WEIGHT, ActivationGrid, Prepared, described, prepare
 from gracile.registry import register
 
@@ -104,6 +105,10 @@ def to_onnx(
 def _trace(prepared: Prepared, example: Tensor | tuple[Tensor, ...]) -> Any:
     batch = (example,) if isinstance(example, Tensor) else tuple(example)
     two = tuple(torch.cat([x[:1], x[:1]]).cpu() for x in batch)  # 1 would become a constant
+    try:
+        return to_proto(prepared, two, OPSET)
+    except NotPlain:
+        pass  # torch's exporter knows more operators
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

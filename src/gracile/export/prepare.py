@@ -180,12 +180,12 @@ class Mark(nn.Module):
         return marked
 
 
-class _MarkedLayer(nn.Module):
-    """A convolution or linear layer that reads its weight and bias through marks."""
+class MarkedLayer(nn.Module):
+    """A convolution or linear layer that reads its weight (at `address`) and bias through marks."""
 
     def __init__(self, layer: Any, address: str):
         super().__init__()
-        self.layer = layer
+        self.layer, self.address = layer, address
         self.mark_weight = Mark(WEIGHT + address)
         self.mark_bias = Mark(BIAS + address)
 
@@ -260,7 +260,7 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
             if address in grids:
                 name = f"_marks.{address.replace('.', '___')}"
                 if name not in layers:
-                    layers[name] = _MarkedLayer(layers[target], address)
+                    layers[name] = MarkedLayer(layers[target], address)
                     module.add_submodule(name, layers[name])
                 node.target = name
         elif node.op == "get_attr" and target in grids:

@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from gracile.errors import UserError
 from gracile.graph.agree import repeatable as repeatable
@@ -19,6 +16,7 @@ from gracile.graph.graph import Graph, Node
 from gracile.graph.modes import SWITCHES
 from gracile.graph.normalize import Call, call_of, module_call
 from gracile.graph.oprule import Shape
+from gracile.graph.record import Recorder, recorded, sized
 from gracile.graph.trace import (
     DROPOUTS,
     CannotTrace,
@@ -153,37 +151,21 @@ def _by_fx(model: nn.Module, inputs: tuple[Tensor, ...], expected: Any, check: b
         module = trace(model)
     with quiet(module), restored_modes(module):
         module.eval()
-        recorder = _record(module, inputs) if check else _sizes(module, inputs)
+        recorder = _record(module, inputs, values=check)
     if check and not same(expected, recorder.result):
         raise CannotTrace("the traced graph computes something else than the model")
     return _graph_of(module, recorder)
 
 
-def _record(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> "_Recorder":
-    recorder = _Recorder(module)
+def _record(module: fx.GraphModule, inputs: tuple[Tensor, ...], values: bool = True) -> Recorder:
     try:
-        with repeatable(), restored_buffers(module):
-            recorder.result = recorder.run(*inputs)
+        return recorded(module, inputs) if values else sized(module, inputs)
     except Exception as e:
         text = str(e).strip().split("\n")[0]
         raise CannotTrace(f"the traced graph does not run: {text}") from e
-    return recorder
 
 
-def _sizes(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> "_Recorder":
-    """Shapes without values: everything on the meta device, or a run where that does not work."""
-    recorder = _MetaRecorder(module)
-    run = _Run(recorder)
-    tensors = [*run.named_parameters(), *run.named_buffers()]
-    try:
-        meta = {name: t.to("meta") for name, t in tensors}
-        functional_call(run, meta, tuple(x.to("meta") for x in inputs))
-    except Exception:  # an operator that needs values, or makes tensors on a device of its own
-        return _record(module, inputs)
-    return recorder
-
-
-def _graph_of(module: fx.GraphModule, seen: "_Recorder") -> Graph:
+def _graph_of(module: fx.GraphModule, seen: Recorder) -> Graph:
     (output,) = module.graph.find_nodes(op="output")
     how = output.meta.get("captured", {"how": "fx"})
     return Graph(_nodes(module, seen), module=module, **how)
@@ -239,53 +221,11 @@ def _by_modules(model: nn.Module, inputs: tuple[Tensor, ...], reason: str) -> Gr
     return Graph(nodes, "modules", reason=reason, modes=())
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the shape of every output."""
-
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module)
-        self.shapes: dict[fx.Node, Shape | None] = {}
-        self.tensors: set[fx.Node] = set()
-        self.result: Any = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and note what it made."""
-        out = super().run_node(n)
-        self.shapes[n] = tuple(out.shape) if isinstance(out, Tensor) else None
-        if any(isinstance(v, Tensor) for v in pytree.tree_leaves(out)):
-            self.tensors.add(n)
-        return out
-
-
-class _MetaRecorder(_Recorder):
-    """For the meta device, where a batch norm would be a dozen operators in Python: skipped."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the module makes; a batch norm only passes on what it takes."""
-        m = self.fetch_attr(str(target))
-        if isinstance(m, _BatchNorm) and args and args[0].shape[1] == m.num_features:
-            return args[0]
-        return super().call_module(target, args, kwargs)
-
-
-class _Run(nn.Module):
-    """An interpreter as a module, whose tensors can be exchanged for a call."""
-
-    def __init__(self, interpreter: fx.Interpreter):
-        super().__init__()
-        self.module = interpreter.module
-        self.interpreter = interpreter
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the graph."""
-        return self.interpreter.run(*inputs)
-
-
 def _attribute_address(node: fx.Node) -> str | None:
     return str(node.target) if node.op == "get_attr" else None
 
 
-def _nodes(module: fx.GraphModule, seen: "_Recorder") -> dict[str, Node]:
+def _nodes(module: fx.GraphModule, seen: Recorder) -> dict[str, Node]:
     shapes = {_attribute_address(n): s for n, s in seen.shapes.items() if s is not None}
     out: dict[str, Node] = {}
     for node in module.graph.nodes:
