@@ -148,7 +148,7 @@ def test_what_was_learned_can_be_given():
 
 def test_the_ledger_tells_the_coefficients():
     s = session("ratio: 0.4, generations: 3")
-    rows = {r.name: r for r in s.finish().ledger if r.kind == "tensor" and "ranked by" in r.why}
+    rows = {r.name: r for r in s.finish().ledger if r.kind == "tensor" and "is ranked by" in r.why}
     a, b = s.methods[0].coefficients["inner.weight"]
     assert set(rows) == {"stem.weight", "inner.weight", "last.weight"}
     assert f"a * l2 + b, [a, b] = [{a:.6g}, {b:.6g}]" in rows["inner.weight"].why
@@ -282,6 +282,36 @@ class Plain(Net):
     def forward(self, x):
         x = torch.relu(self.bn(self.stem(x)))
         return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+class Heads(nn.Module):
+    """A block of a transformer, four heads and six units: 5 x 8 -> 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(5))
+        self.norm = nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        (b, n, _), x = x.shape, self.embed(x)
+        q, k, v = (f(x).view(b, n, 4, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        a = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        x = self.norm(x + self.o(a.transpose(1, 2).reshape(b, n, -1)))
+        return self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
+
+
+def test_heads_units_and_a_stream_with_layer_norm_are_ranked_together():
+    g = torch.Generator().manual_seed(0)
+    data = [(torch.randn(8, 5, 8, generator=g), torch.randint(4, (8,), generator=g))]
+    options = "ratio: 0.4, target: params, generations: 8, min_keep: 2"
+    s = session(options, model=Heads(), example=data[0][0], calibration=data)
+    before = totals(s.model, s.graph).params
+    result = s.finish()
+    assert sum(p.numel() for p in result.model.parameters()) <= 0.6 * before
+    assert set(s.methods[0].coefficients) == {"embed.weight", "q.weight:outer", "up.weight"}
+    told = [r.why for r in result.ledger if r.kind == "tensor" and "is ranked by" in r.why]
+    assert any(":outer' is ranked by" in why for why in told)
 
 
 # ------------------------------------------------------------------ refusals

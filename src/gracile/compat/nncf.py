@@ -228,18 +228,14 @@ class CompressionAlgorithm:
     def loss(self) -> Tensor:
         """What to add to the task's loss, for the mini-batch that was computed last.
 
-        A scalar; 0 if nothing is to be added. Where a method takes a share away from the task's
-        loss (distillation), its term is scaled up instead: the ratio of the two is the same.
+        A scalar; 0 if nothing is to be added.
         """
         s = self.session
-        s.task_loss = torch.ones((), device=s.device)
         total = torch.zeros((), device=s.device)
         for m in s.methods:
-            terms = m.on_loss(s)
-            share = float(terms.pop("task", s.task_loss))
-            for name, term in terms.items():
-                s.terms[name] = float(term.detach()) / share
-                total = total + term / share
+            for name, term in m.on_loss(s).items():
+                s.terms[name] = float(term.detach())
+                total = total + term
         return total
 
     def export_model(self, path: str | Path) -> None:

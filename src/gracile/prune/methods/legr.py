@@ -162,8 +162,8 @@ class Legr(Judged):
         for g in s.groups:
             if g.id in self.coefficients:
                 a, b = self.coefficients[g.id]
-                text = f"ranked by a * {name} + b, [a, b] = [{a:.6g}, {b:.6g}]"
-                s.note(g.id, "structure", None, None, text, self.id)
+                text = f"'{g.id}' is ranked by a * {name} + b, [a, b] = [{a:.6g}, {b:.6g}]"
+                s.note(g.producers[0], "structure", None, None, text, self.id)
 
     def _check_given(self) -> None:
         missing = [id for id in self.original if id not in self.coefficients]
@@ -182,7 +182,7 @@ class Legr(Judged):
 
 
 def ranked(scores: Mapping[str, Tensor], coefficients: Coefficients) -> dict[str, Tensor]:
-    """a * score + b of each group: scores that compare over all groups (Chin et al., eq. 3).
+    """a * score + b of each group: scores that compare over all groups.
 
     >>> ranked({"w": torch.tensor([1.0, 2.0])}, {"w": (2.0, 0.5)})
     {'w': tensor([2.5000, 4.5000])}
