@@ -154,7 +154,7 @@ def test_distillation_adds_scale_times_its_loss():
     assert net.fc.bias.grad is not None
 
 
-def test_a_terms_share_of_the_task_does_not_touch_the_others():
+def test_the_terms_of_several_algorithms_add_up():
     torch.manual_seed(0)
     algorithm = quietly_created(Net(), RB, KD, epochs=12)
     algorithm.initialize(batches())
@@ -162,7 +162,7 @@ def test_a_terms_share_of_the_task_does_not_touch_the_others():
     total, s = algorithm.loss(), algorithm.session
     gates = s.methods[0].on_loss(s)["rb_sparsity"]
     soft = s.methods[1].on_loss(s)["knowledge_distillation"]
-    torch.testing.assert_close(total, gates + 4 * soft)  # (1 - alpha) / alpha = 3, 1 / alpha = 4
+    torch.testing.assert_close(total, gates + soft)
 
 
 def test_filters_are_cut_when_the_model_is_exported(tmp_path):
@@ -185,6 +185,22 @@ def test_a_flops_target_needs_the_optimizer_and_follows_it():
     momentum = algorithm.optimizer.state[algorithm.model.module.conv2.weight]["momentum_buffer"]
     assert momentum.shape == algorithm.model.module.conv2.weight.shape
     assert len(momentum) < 8
+
+
+def test_a_learned_ranking_needs_the_optimizer_and_the_loss():
+    search = {"generations": 3, "train_steps": 1}
+    params = {"pruning_flops_target": 0.3, "pruning_steps": 2, "prune_first_conv": True}
+    params |= {"interlayer_ranking_type": "learned_ranking", "all_weights": True}
+    pruning = {"algorithm": "filter_pruning", "params": {**params, "legr_params": search}}
+    algorithm = quietly_created(Net(), pruning, epochs=3)
+    with pytest.raises(UserError, match=r"^learned_ranking .* set algorithm\.optimizer = "):
+        algorithm.initialize(batches())
+    algorithm.optimizer = torch.optim.SGD(algorithm.model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match=r"^learned_ranking .* set algorithm\.loss_of = "):
+        algorithm.initialize(batches())
+    algorithm.loss_of = cross_entropy
+    list(script(algorithm, batches(), 3, lambda _parameters, lr: algorithm.optimizer))
+    assert len(algorithm.model.module.conv1.weight) + len(algorithm.model.module.conv2.weight) < 16
 
 
 def test_the_loss_is_0_where_nothing_is_to_be_added():

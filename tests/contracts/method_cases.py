@@ -19,6 +19,7 @@ CASES = {
     "prune/thin": f"filters: {GRADUAL}\n  m: {{prune: thin, when: {{at: 2ep}}}}",
     "prune/structure": f"m: {{prune: structure, ratio: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}",
     "prune/greedy": "m: {prune: greedy, ratio: 0.4, target: macs, step: 0.3, when: {at: 2ep}}",
+    "prune/legr": "m: {prune: legr, ratio: 0.4, target: macs, generations: 12, when: {at: 2ep}}",
     "prune/depth": "m: {prune: depth, count: 1, when: {at: 1ep}}",
     "prune/gates": 'm: {prune: gates, weights: "type:Conv2d", sparsity: 0.5, gate_lr: 1, '
     "when: {start: 0ep, stop: 2ep}}",

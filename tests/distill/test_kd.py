@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gracile.distill.losses.soft import soft
-from gracile.errors import BindError
+from gracile.errors import BindError, RecipeError
 from gracile.recipe.load import loads
 from gracile.train.session import Session
 
@@ -44,6 +44,37 @@ def test_the_loss_is_the_stated_mixture():
     torch.testing.assert_close(total, expected)
     assert s.terms["task"] == pytest.approx(0.25 * hard.item())
     assert set(s.terms) == {"task", "kd"}
+
+
+def test_scale_adds_the_soft_loss_to_the_whole_task_loss():
+    s = session("temperature: 3, scale: 2.5")
+    s.model.eval()
+    x, y = torch.randn(6, 4), torch.randint(0, 3, (6,))
+    with torch.no_grad():
+        s.parameter("1.weight").add_(0.3)
+    hard, total = loss_at(s, 0, x, y)
+    torch.testing.assert_close(total, hard + 2.5 * soft(s.model(x), s.teacher(x), temperature=3.0))
+    assert s.terms["task"] == pytest.approx(hard.item())
+
+
+def test_scale_by_hand():
+    s = session("loss: mse, scale: 0.5")
+    s.model.eval()
+    with torch.no_grad():
+        s.parameter("4.bias").add_(torch.tensor([1.0, 0.0, 2.0]))
+    hard, total = loss_at(s, 0, torch.randn(6, 4), torch.randint(0, 3, (6,)))
+    assert total.item() - hard.item() == pytest.approx(0.5 * (1 + 4) / 3, rel=1e-4)
+
+
+def test_without_alpha_and_scale_a_tenth_is_the_tasks():
+    s = session("temperature: 2")
+    hard, _ = loss_at(s, 0, torch.randn(6, 4), torch.randint(0, 3, (6,)))
+    assert s.terms["task"] == pytest.approx(0.1 * hard.item())
+
+
+def test_alpha_and_scale_are_two_forms():
+    with pytest.raises(RecipeError, match=r"^kd.yaml:4: .*alpha .* and scale .* keep one"):
+        session("alpha: 0.1, scale: 1")
 
 
 def test_the_teacher_is_frozen_in_eval_mode_and_stays_the_original():

@@ -76,6 +76,16 @@ def test_the_weakest_of_all_layers_go():
     assert widths(s) == (8, 1, 9)  # one of the weakest layer stays
 
 
+def test_a_layer_of_which_one_channel_is_left_counts_in_what_is_gone():
+    s = session("norm: none, ratio: {ramp: linear, final: 0.6}, when: {start: 0ep, stop: 4ep}")
+    with torch.no_grad():
+        s.model.inner.weight.mul_(1e-3)
+    begin(s)
+    assert widths(s)[1] == 1  # since epoch 2
+    assert sum(widths(s)) == 30 - 18
+    assert [v for _, v in s.history["channels/m"]] == [30, 24, 18, 12]
+
+
 @pytest.mark.parametrize(("target", "column"), [("params", "params"), ("macs", "macs")])
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
 def test_a_cost_target_is_met_within_one_channel(target, column, scope):

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -226,21 +227,98 @@ def test_a_target_in_flops_is_a_share_of_the_macs():
     assert found["ignore"] == ["stem", "layer1.0.conv1", "layer1.1.conv1"]
 
 
+LEARNED = {
+    "interlayer_ranking_type": "learned_ranking",
+    "all_weights": True,
+    "pruning_flops_target": 0.4,
+}
+
+
+def test_a_learned_ranking_has_nncfs_numbers():
+    params = {**LEARNED, "schedule": "baseline", "filter_importance": "L1"}
+    recipe, warnings = converted({**FILTERS, "params": params}, model=NET, epochs=2)
+    found = recipe["methods"]["filter_pruning"]
+    assert (found["prune"], found["target"], found["ratio"]) == ("legr", "macs", 0.4)
+    assert found["ignore"] == ["stem", "layer1.0.conv1", "layer1.1.conv1"]
+    assert (found["criterion"], found["start"], found["when"]) == ("l1", "none", {"at": "0ep"})
+    assert [found[k] for k in ("generations", "population", "samples", "mutate")] == [
+        *(400, 64, 16, 0.1)
+    ]
+    assert (found["ft_batches"], "learn_at" in found) == (200, False)  # judged at its target
+    assert recipe["data"] == {"calibration": 512}
+    assert [w for w in warnings if "tries 400 candidates, each after 200 mini-batches" in w]
+    assert not [w for w in warnings if "NNCF uses what it has learned only" in w]
+    loaded({**FILTERS, "params": params}, model=NET, epochs=2)
+
+
+def test_the_search_of_a_learned_ranking_is_the_files():
+    search = {"generations": 7, "train_steps": 3, "max_pruning": 0.8, "random_seed": 1}
+    params = {**LEARNED, "pruning_steps": 4, "legr_params": search}
+    recipe, warnings = converted({**FILTERS, "params": params}, model=NET)
+    found = recipe["methods"]["filter_pruning"]
+    assert (found["generations"], found["ft_batches"], found["learn_at"]) == (7, 3, 0.8)
+    assert found["when"] == {"start": "0ep", "stop": "4ep", "every": "1ep"}
+    assert [w for w in warnings if "legr_params.random_seed is the recipe's 'seed'" in w]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"all_weights": False}, "NNCF uses what it has learned only with all_weights: true"),
+        ({"pruning_flops_target": None}, "NNCF uses what it has learned only"),
+        ({"load_ranking_coeffs_path": "a.json"}, "load_ranking_coeffs_path .* learned anew"),
+        ({"save_ranking_coeffs_path": "a.json"}, "save_ranking_coeffs_path is left out: the led"),
+    ],
+)
+def test_what_is_different_in_a_learned_ranking_is_told(more, message):
+    recipe, warnings = converted({**FILTERS, "params": {**LEARNED, **more}}, model=NET)
+    assert recipe["methods"]["filter_pruning"]["prune"] == "legr"
+    assert len([w for w in warnings if re.search(message, w)]) == 1
+    by = "channels" if more.get("pruning_flops_target", 0) is None else "macs"
+    assert recipe["methods"]["filter_pruning"]["target"] == by
+
+
+def test_a_learned_ranking_of_some_layers_is_refused():
+    algorithm = {**FILTERS, "params": LEARNED, "target_scopes": ["{re}layer1"]}
+    with pytest.raises(RecipeError, match=r"target_scopes cannot go with learned_ranking\. Name"):
+        converted(algorithm, model=NET)
+
+
 @pytest.mark.parametrize("scale", [0.5, 1, 3])
-def test_distillation_keeps_the_ratio_of_its_two_losses(scale):
+def test_distillation_adds_scale_times_its_loss_to_the_tasks(scale):
     kd = {
         "algorithm": "knowledge_distillation",
         "type": "softmax",
         "scale": scale,
         "temperature": 2,
     }
-    found = entry(kd)
-    assert (1 - found["alpha"]) / found["alpha"] == pytest.approx(scale)
-    assert (found["loss"], found["temperature"]) == ("soft", 2)
+    recipe, warnings = converted(kd, epochs=1)
+    found = recipe["methods"]["knowledge_distillation"]
+    assert found == {"distill": "kd", "scale": scale, "loss": "soft", "temperature": 2}
+    assert [w for w in warnings if "no 'epochs'" not in w] == []
     mse = loaded({**kd, "type": "mse"}).methods["knowledge_distillation"].options
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])
     got = mse.loss.fn(student, teacher, temperature=mse.temperature, t2=mse.t2)
-    assert got.item() == pytest.approx(2.0)  # whatever the temperature
+    assert (got.item(), mse.scale) == (pytest.approx(2.0), scale)  # whatever the temperature
+
+
+def test_the_soft_loss_has_the_gradient_of_nncfs():
+    # NNCF: -mean(log_softmax(s / T) * softmax(t / T)) * classes * T^2
+    g, t = torch.Generator().manual_seed(0), 2.0
+    s, teacher = (torch.randn(5, 7, generator=g, dtype=torch.float64) for _ in range(2))
+    s.requires_grad_()
+    q = (teacher / t).softmax(1)
+    nncf = -((s / t).log_softmax(1) * q).mean() * 7 * t**2
+    options = (
+        loaded({"algorithm": "knowledge_distillation", "type": "softmax", "temperature": t})
+        .methods["knowledge_distillation"]
+        .options
+    )
+    ours = options.loss.fn(s, teacher, temperature=options.temperature, t2=options.t2)
+    (a,), (b,) = torch.autograd.grad(nncf, s), torch.autograd.grad(ours, s)
+    torch.testing.assert_close(a, b)
+    entropy = -(q * q.log()).sum(1).mean() * t**2
+    torch.testing.assert_close(nncf - ours, entropy)
 
 
 # ------------------------------------------------------------------ quantization
@@ -490,9 +568,8 @@ def test_early_exit_trains_at_most_so_long():
             r"c:2: compression\.initializer\.range\.type must be",
         ),
         (
-            '"algorithm": "filter_pruning", "params": {\n'
-            '"interlayer_ranking_type": "learned_ranking"}',
-            r"c:2: .*LeGR.*needs a search",
+            '"algorithm": "filter_pruning", "params": {"legr_params": {\n"max_pruning": 1}}',
+            r"c:2: compression\.params\.legr_params\.max_pruning must be .*got 1",
         ),
         (
             '"algorithm": "quantization", "initializer": {"precision": {\n"type": "hawq"}}',

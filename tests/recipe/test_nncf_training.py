@@ -24,8 +24,9 @@ def trained(recipe, model=None):
     model = model or Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     s = Session(
-        model, recipe, optimizer, example=BATCHES[0][0], steps_per_epoch=STEPS, calibration=BATCHES
-    )
+        model, recipe, optimizer, example=BATCHES[0][0], steps_per_epoch=STEPS, calibration=BATCHES,
+        loss_of=F.cross_entropy,
+    )  # fmt: skip
     for _ in range(recipe.train.epochs):
         with s.epoch():
             for x, y in BATCHES:
@@ -90,6 +91,19 @@ def test_a_flops_target_cuts_multiply_adds():
     result, history = trained(loaded(algorithm, model=model, epochs=3), model)
     before = history["macs/filter_pruning"][0][1]
     assert history["macs/filter_pruning"][-1][1] == pytest.approx(0.6 * before, rel=0.1)
+    assert result.plan.of_kind("remove")
+
+
+def test_a_learned_ranking_is_learned_once_and_cuts_to_each_level():
+    params = {"pruning_flops_target": 0.4, "pruning_steps": 2, "prune_first_conv": True}
+    params |= {"interlayer_ranking_type": "learned_ranking", "all_weights": True}
+    search = {"generations": 4, "train_steps": 1, "max_pruning": 0.6}
+    algorithm = {"algorithm": "filter_pruning", "params": {**params, "legr_params": search}}
+    algorithm["params"]["prune_downsample_convs"] = True
+    result, history = trained(loaded(algorithm, model=Net(), epochs=3))
+    macs = [v for _, v in history["macs/filter_pruning"]]
+    assert macs[-1] == pytest.approx(0.6 * macs[0], rel=0.1)
+    assert [t for t, _ in history["loss/filter_pruning"]] == [0.0]
     assert result.plan.of_kind("remove")
 
 

@@ -31,7 +31,7 @@ have an optimizer of their own, step right after the network, on gradients of th
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -140,7 +140,9 @@ class CompressionAlgorithm:
         model: to be trained and called; the same object all the time.
         scheduler: to be told of each iteration and epoch.
         optimizer: of the script. Set it before `initialize` where channels are cut in training
-            (`pruning_flops_target`); everything else works without it.
+            (`pruning_flops_target`, `learned_ranking`); everything else works without it.
+        loss_of: (outputs, labels) -> the task's loss. Set it before `initialize` for
+            `learned_ranking`, which judges candidates by it.
     """
 
     def __init__(self, model: nn.Module, config: Mapping[str, Any], epochs: int | None):
@@ -163,6 +165,7 @@ class CompressionAlgorithm:
         self.model = CompressedModel(model)
         self.scheduler = Scheduler(self)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.loss_of: Callable[[Any, Tensor], Tensor] | None = None
         self._session: Session | None = None
         self._result: Result | None = None
         self._real: Tensor | None = None  # a batch to prove the exported file on
@@ -191,11 +194,17 @@ class CompressionAlgorithm:
         Raises:
             BindError: the configuration does not fit the network.
         """
-        cuts = any(e.method == "structure" for e in self.recipe.methods.values())
-        if cuts and self.optimizer is None:
+        used = {e.method for e in self.recipe.methods.values()}
+        if used & {"structure", "legr"} and self.optimizer is None:
+            what = "learned_ranking" if "legr" in used else "pruning_flops_target"
             raise UserError(
-                "pruning_flops_target cuts channels in training, and the optimizer's state with "
+                f"{what} cuts channels in training, and the optimizer's state with "
                 "them: set algorithm.optimizer = optimizer before initialize()."
+            )
+        if "legr" in used and self.loss_of is None:
+            raise UserError(
+                "learned_ranking judges candidates by the task's loss: set algorithm.loss_of = "
+                "torch.nn.functional.cross_entropy before initialize()."
             )
         if not isinstance(loader, Sized):
             raise UserError("initialize() needs a loader with a length, one epoch of training.")
@@ -212,24 +221,21 @@ class CompressionAlgorithm:
             example=made if len(made) > 1 else made[0],
             steps_per_epoch=len(loader),
             calibration=_Samples(loader, int(self.recipe.data.calibration)),
+            loss_of=self.loss_of,
         )
         self.begin(0)
 
     def loss(self) -> Tensor:
         """What to add to the task's loss, for the mini-batch that was computed last.
 
-        A scalar; 0 if nothing is to be added. Where a method takes a share away from the task's
-        loss (distillation), its term is scaled up instead: the ratio of the two is the same.
+        A scalar; 0 if nothing is to be added.
         """
         s = self.session
-        s.task_loss = torch.ones((), device=s.device)
         total = torch.zeros((), device=s.device)
         for m in s.methods:
-            terms = m.on_loss(s)
-            share = float(terms.pop("task", s.task_loss))
-            for name, term in terms.items():
-                s.terms[name] = float(term.detach()) / share
-                total = total + term / share
+            for name, term in m.on_loss(s).items():
+                s.terms[name] = float(term.detach())
+                total = total + term
         return total
 
     def export_model(self, path: str | Path) -> None:

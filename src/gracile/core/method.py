@@ -4,7 +4,7 @@
 another Method and never changes shapes itself.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,8 +17,13 @@ M = TypeVar("M", bound="type[Method]")
 
 
 class Options(BaseModel):
-    """Base of a method's options: its fields are the YAML keys; unknown keys are errors."""
+    """Base of a method's options: its fields are the YAML keys; unknown keys are errors.
 
+    Attributes:
+        on_noise: values of options for a run on random data, where a search would find nothing.
+    """
+
+    on_noise: ClassVar[Mapping[str, Any]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     @property

@@ -35,6 +35,8 @@ def forked(
     inputs: tuple[Tensor, ...],
     points: Mapping[str, int],
     changed: Callable[[str | None], AbstractContextManager[None]],
+    *,
+    unchanged: bool = True,
 ) -> dict[str | None, Any]:
     """The graph's output under each change, and as it is under None; without gradient.
 
@@ -43,6 +45,7 @@ def forked(
         inputs: one batch.
         points: name -> where its branch leaves, see `branch_points`.
         changed: what holds while a branch runs, and under None while the trunk does.
+        unchanged: whether the trunk runs to the end; without it there is no None.
     """
     assert graph.module is not None
     nodes = list(graph.module.graph.nodes)
@@ -52,7 +55,8 @@ def forked(
     trunk = _Part(graph.module, last, dict(zip(given, inputs, strict=True)))
     out: dict[str | None, Any] = {}
     done = 0
-    for name in [*sorted(points, key=lambda name: points[name]), None]:
+    order = sorted(points, key=lambda name: points[name])
+    for name in [*order, *([None] if unchanged else ())]:
         point = len(nodes) if name is None else points[name]
         with torch.no_grad(), changed(None):
             trunk.through(nodes[done:point], done)

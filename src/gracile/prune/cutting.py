@@ -5,7 +5,7 @@ criterion sees, and what becomes of a group whose cut fails its proof: it is lef
 in the ledger, and the rest goes on.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from gracile.analyze.widths import CostModel, Widths
 from gracile.core import method as core
 from gracile.core.schedule import When
-from gracile.errors import BindError, VerificationError
+from gracile.errors import BindError, UserError, VerificationError
 from gracile.graph.dependency import ChannelGroup
 from gracile.prune.evidence import Evidence
 from gracile.prune.ranking import pools, unit_scores
@@ -89,9 +89,10 @@ class Cutting(core.Method):
         self.original = {g.id: len(g.units) for g in chosen}
         self.pool_of = pools(chosen, self.scope)
         self.full = self.cost(s)({})
-        if o.ratio.final > 0:  # a target out of reach is refused now, not after training
-            flat = {g.id: torch.ones(len(g.units), dtype=torch.float64) for g in chosen}
-            self.select(s, chosen, o.ratio.final, flat)
+        flat = {g.id: torch.ones(len(g.units), dtype=torch.float64) for g in chosen}
+        for level in self.levels:  # a target out of reach is refused now, not after training
+            if level > 0:
+                self.select(s, chosen, level, flat)
 
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         return [("structure", g.producers[0]) for g in s.groups if g.id in self.original]
@@ -114,6 +115,11 @@ class Cutting(core.Method):
         """What is ranked together, see `ranking.pools`."""
         return "global"
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Shares to remove that the limits must allow."""
+        return (float(self.options.ratio.final),)
+
     def ready(self, s: Any) -> list[ChannelGroup]:
         """The groups that may be cut, in the model as it is now."""
         found = candidates(s.groups, self.ignored, self.options.families)
@@ -134,9 +140,11 @@ class Cutting(core.Method):
         Raises:
             UserError: the level cannot be reached within the limits.
         """
+        spent = self._spent(s, chosen)
+        flat = {g.id: torch.ones(1, dtype=torch.float64) for g in spent}
         return select(
-            chosen,
-            scores,
+            [*chosen, *spent],
+            {**scores, **flat},
             self._goal(s, level),
             pool_of=self.pool_of,
             limits=self.limits,
@@ -149,6 +157,42 @@ class Cutting(core.Method):
             return self.predict
         model, target = CostModel.of(s.model, s.graph, s.groups), self.options.target
         return lambda kept: model.total("macs" if target == "macs" else "params", kept)
+
+    def cut_to(
+        self,
+        s: Any,
+        level: float,
+        comparable: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    ) -> None:
+        """Bring the model to a level in one cut, as `select` does; others take over what fails.
+
+        Args:
+            s: the session.
+            level: share that is gone afterwards.
+            comparable: group id -> (units,) scores, put on one scale.
+
+        Raises:
+            UserError: the level cannot be reached within the limits.
+            VerificationError: no group passes its proof.
+        """
+        while chosen := self.ready(s):
+            known = len(self.failed)
+            self.evidence.gather(self, s, producers(chosen))
+            try:
+                found = self.select(s, chosen, level, comparable(self.scores(s, chosen)))
+            except UserError as e:
+                if not self.failed:
+                    raise
+                s.warn("target-missed", f"'{self.id}': {e}")
+                break
+            if found.gone:
+                self.cut(s, found.gone)
+            if len(self.failed) == known:
+                self.evidence.forget()
+                self.track(s, found.measure, found.wanted, found.reached)
+                return
+        if not chosen:
+            raise self.none_passed()
 
     def cut(self, s: Any, gone: Mapping[str, Iterable[int]]) -> None:
         """Cut all of these groups, or in halves as many as pass their proof."""
@@ -179,6 +223,13 @@ class Cutting(core.Method):
                 "that feed wide ones allow no more.",
             )
         s.track(f"{measure}/{self.id}", reached)
+
+    def _spent(self, s: Any, chosen: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        """Groups of which one unit is left: what they have lost counts in a share of channels."""
+        able = {g.id for g in chosen} | set(self.failed)
+        return [
+            g for g in s.groups if g.id in self.original and g.id not in able and len(g.units) == 1
+        ]
 
     def _goal(self, s: Any, level: float) -> Share | Budget:
         if self.predict is None and self.options.target == "channels":

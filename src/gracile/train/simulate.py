@@ -167,6 +167,8 @@ def simulate(
         loss_of=noise.loss if calibration is None else cross_entropy,
     )
     methods, recorder = list(s.methods), _Recorder(s, names)
+    for m in methods if calibration is None else ():
+        m.options = m.options.model_copy(update=m.options.on_noise)
     s.methods.append(recorder)
     _drive(s)
     lost = tuple(m.id for m in methods if not m.by_value and _trained(m))

@@ -29,7 +29,12 @@ class Trying(Looking):
     """The part of a Session that judges cuts before they are made."""
 
     def losses_after(
-        self, m: Method, cuts: Mapping[str, Sequence[Remove]], *, own_statistics: bool = False
+        self,
+        m: Method,
+        cuts: Mapping[str, Sequence[Remove]],
+        *,
+        own_statistics: bool = False,
+        unchanged: bool = True,
     ) -> dict[str | None, float]:
         """Mean loss over the calibration data after each of several cuts; under None as it is.
 
@@ -40,6 +45,7 @@ class Trying(Looking):
             cuts: name -> edits of the model as it is.
             own_statistics: BatchNorm normalizes each batch by its own mean and variance: what
                 statistics counted anew would do, in one pass; running statistics stay as they are.
+            unchanged: whether to say the loss without a cut too; it costs a forward.
 
         Raises:
             BindError: no labelled calibration data, no loss, or the forward cannot be followed.
@@ -60,12 +66,12 @@ class Trying(Looking):
             with self._zeroed(() if name is None else cuts[name]), self.overlays.laid(module):
                 yield
 
-        sums = dict.fromkeys((*cuts, None), 0.0)
+        sums: dict[str | None, float] = dict.fromkeys((*cuts, *([None] if unchanged else ())), 0.0)
         images = 0
         norms = self.running_norms if own_statistics else []
         with self._evaluating(m), _normalizing(norms):
             for x, y in self._labelled(m):
-                found = forked(self.graph, x, points, changed)
+                found = forked(self.graph, x, points, changed, unchanged=unchanged)
                 images += len(y)
                 for name, out in found.items():
                     sums[name] += float(loss_of(out, y)) * len(y)

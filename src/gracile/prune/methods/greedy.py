@@ -16,33 +16,25 @@ from torch import Tensor
 from gracile.analyze.widths import Timeline, Widths
 from gracile.core import method as core
 from gracile.core.plan import Remove
-from gracile.core.schedule import When
-from gracile.errors import UserError
 from gracile.graph.surgery import remove_edits
-from gracile.prune.cutting import CutOptions, Cutting, producers
+from gracile.prune.cutting import producers
+from gracile.prune.judged import Judged, JudgedOptions
 from gracile.prune.structure import one_step
 
 
-class GreedyOptions(CutOptions):
+class GreedyOptions(JudgedOptions):
     """Options of `prune: greedy`.
 
     Attributes:
         step: share of its remaining units that a group loses at once; at least one unit.
         score: what is smallest for the group that is cut: the loss after it, or the rise of the
             loss for each parameter, MAC or channel (as `target` counts) that goes with it.
-        statistics: of BatchNorm, behind a candidate and after the last step: counted anew on the
-            calibration data, or kept as they are.
-        ft_batches: mini-batches of calibration data each candidate is trained on before that; what
-            the one that is cut has learnt is kept.
-        ft_lr: learning rate of this training, plain SGD.
+
+    What the candidate that is cut has learnt in its `ft_batches` is kept.
     """
 
     step: float = Field(default=0.1, gt=0, lt=1)
     score: Literal["loss", "loss_per_cost"] = "loss_per_cost"
-    statistics: Literal["anew", "kept"] = "anew"
-    ft_batches: int = Field(default=0, ge=0)
-    ft_lr: float = Field(default=0.01, gt=0)
-    when: When = Field(default=When(at="end"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Step:
     source="Distiller, greedy filter pruning; score loss_per_cost: after Yang et al. 2018, "
     "arXiv:1804.03230 (NetAdapt); by loss: Abbasi-Asl & Yu 2017, arXiv:1705.07356",
 )
-class Greedy(Cutting):
+class Greedy(Judged):
     """Cut step by step whichever group of channels costs the least loss, to an exact target.
 
     Distiller keeps the candidate of highest accuracy; here it is the loss, which also tells
@@ -75,14 +67,6 @@ class Greedy(Cutting):
 
     Options = GreedyOptions
 
-    def __init__(self, id: str, options: Any, predict: Any = None):
-        super().__init__(id, options, predict)
-        self.needs = self.needs | {"calibration"}
-
-    def on_attach(self, s: Any) -> None:
-        super().on_attach(s)
-        s.loss_for(self)
-
     def on_fire(self, s: Any, progress: float) -> None:
         limit, before = self._limit(self.options.ratio.at(progress)), len(s.plan.edits)
         while steps := self._steps(s, limit):
@@ -90,7 +74,7 @@ class Greedy(Cutting):
         cut = len(s.plan.edits) > before
         if not cut and not self.ready(s):
             raise self.none_passed()
-        if cut and self.options.statistics == "anew":
+        if cut and self.anew:
             s.count_statistics(self)
         self.evidence.forget()
         self.track(s, self._measure, limit, self._left(s)(0, {}))
@@ -143,25 +127,19 @@ class Greedy(Cutting):
     def _best(self, s: Any, steps: Mapping[str, Step]) -> tuple[str, Step, Mapping[str, Tensor]]:
         """The step of the best score, with the parameters its training has made, if any."""
         o = self.options
-        own = o.statistics == "anew"
         edits = {} if o.ft_batches else {id: step.edits for id, step in steps.items()}
-        losses = s.losses_after(self, edits, own_statistics=own)
+        losses = s.losses_after(self, edits, own_statistics=self.anew)
         best, lowest = "", math.inf
         tuned: Mapping[str, Tensor] = {}
         for id, step in steps.items():
             values: Mapping[str, Tensor] = {}
             if o.ft_batches:
-                losses[id], values = s.tune_after(
-                    self, step.edits, batches=o.ft_batches, lr=o.ft_lr, own_statistics=own
-                )
+                losses[id], values = self.tuned(s, step.edits)
             found = self._score(losses[id], losses[None], step.saved)
             if found < lowest:
                 best, lowest, tuned = id, found, values
         if not best:
-            raise UserError(
-                f"'{self.id}': the loss on the calibration data is no finite number, whatever is "
-                "cut. Check the weights (has the training diverged?) and the data."
-            )
+            raise self.no_loss()
         return best, steps[best], tuned
 
     def _score(self, loss: float, before: float, saved: float) -> float:
@@ -173,7 +151,7 @@ class Greedy(Cutting):
         self.cut(s, {id: step.units})
         if id in self.failed:
             s.put(before)
-        elif self.options.statistics == "anew" and self.evidence.needs:
+        elif self.anew and self.evidence.needs:
             s.count_statistics(self)  # what the criterion looks at next is normalized by them
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gracile.core import method as core
-from gracile.errors import UserError
-from gracile.prune.cutting import CutOptions, Cutting, producers
+from gracile.prune.cutting import CutOptions, Cutting
 from gracile.prune.ranking import normalized
 
 
@@ -38,25 +37,7 @@ class Structure(Cutting):
     Options = StructureOptions
 
     def on_fire(self, s: Any, progress: float) -> None:
-        level = self.options.ratio.at(progress)
-        while chosen := self.ready(s):
-            known = len(self.failed)
-            self.evidence.gather(self, s, producers(chosen))
-            try:
-                found = self.select(s, chosen, level, self._comparable(self.scores(s, chosen)))
-            except UserError as e:
-                if not self.failed:
-                    raise
-                s.warn("target-missed", f"'{self.id}': {e}")
-                break
-            if found.gone:
-                self.cut(s, found.gone)
-            if len(self.failed) == known:
-                self.evidence.forget()
-                self.track(s, found.measure, found.wanted, found.reached)
-                return
-        if not chosen:
-            raise self.none_passed()
+        self.cut_to(s, self.options.ratio.at(progress), self._comparable)
 
     @property
     def scope(self) -> str:

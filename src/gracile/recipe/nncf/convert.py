@@ -86,7 +86,7 @@ def _one(algorithm: BaseModel, keys: Keys, work: Work) -> None:
         case FilterPruning():
             filters.filters(algorithm, keys, work)
         case KnowledgeDistillation():
-            _distillation(algorithm, keys, work)
+            _distillation(algorithm, work)
         case Quantization():
             quantization.quantization(algorithm, keys, work)
         case Binarization():
@@ -95,17 +95,15 @@ def _one(algorithm: BaseModel, keys: Keys, work: Work) -> None:
             movement.movement(algorithm, keys, work)
 
 
-def _distillation(algorithm: KnowledgeDistillation, keys: Keys, work: Work) -> None:
-    """`distill: kd`; its two shares are in NNCF's ratio of 1 to scale."""
-    share = 1 / (1 + algorithm.scale)
-    work.tell(
-        keys,
-        f"adds {algorithm.scale:g} times its loss to the task's in NNCF; here the sum is taken "
-        f"times {share:.3g}. With SGD, multiply the learning rate by {1 + algorithm.scale:g}.",
-    )
+def _distillation(algorithm: KnowledgeDistillation, work: Work) -> None:
+    """`distill: kd` on top of the task's loss.
+
+    NNCF's softmax loss is the cross-entropy with the teacher's probabilities, here it is the
+    divergence from them: less by their entropy, so of the same gradient.
+    """
     soft = {"temperature": algorithm.temperature} if algorithm.type == "softmax" else {}
     loss = "soft" if algorithm.type == "softmax" else "mse"
-    work.add(algorithm.algorithm, {"distill": "kd", "alpha": share, "loss": loss, **soft})
+    work.add(algorithm.algorithm, {"distill": "kd", "scale": algorithm.scale, "loss": loss, **soft})
 
 
 def _batch_norm(algorithms: list[tuple[Any, Keys]], work: Work) -> None:

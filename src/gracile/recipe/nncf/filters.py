@@ -9,20 +9,18 @@ from gracile.recipe.nncf.work import Work
 
 CRITERIA = {"L1": "l1", "L2": "l2", "geometric_median": "geometric_median"}
 REACHED = 0.75  # of the target, at an eighth of the way: exponential_with_bias
+EVOLUTION = {"population": 64, "samples": 16, "mutate": 0.1, "sigma": 1.0, "ft_lr": 0.01}
+JUDGED_BY = 512  # images of the calibration data that a candidate's loss is of
 
 
 def filters(algorithm: FilterPruning, keys: Keys, work: Work) -> None:
     """`prune: gradual` with filters and `prune: thin`; for a target in FLOPs `prune: structure`.
 
-    NNCF masks filters and leaves the cut to the runtime; here `thin` cuts after training.
+    NNCF masks filters and leaves the cut to the runtime; here `thin` cuts after training. A learned
+    ranking is `prune: legr`, whatever the target.
     """
     p, at = algorithm.params, (*keys, "params")
-    if p.interlayer_ranking_type == "learned_ranking":
-        work.refuse(
-            (*at, "interlayer_ranking_type"),
-            "is learned_ranking (LeGR), which needs a search over layers that this version has "
-            "not. Write unweighted_ranking, with all_weights: true to rank over all layers.",
-        )
+    learned = p.interlayer_ranking_type == "learned_ranking"
     if not p.prune_batch_norms:
         work.tell((*at, "prune_batch_norms"), "is always true here: a filter goes with its norm.")
     if "zero_grad" in p.model_fields_set and not p.zero_grad:
@@ -30,12 +28,18 @@ def filters(algorithm: FilterPruning, keys: Keys, work: Work) -> None:
     level, when = _level(algorithm, at, work)
     kept = _kept(algorithm, keys, work)
     scope = "global" if p.all_weights else "layer"
-    if p.pruning_flops_target is not None:
+    if learned or p.pruning_flops_target is not None:
         if algorithm.target_scopes is not None:
             where = (*keys, "target_scopes")
-            work.refuse(where, "cannot go with pruning_flops_target. Name the rest as ignored.")
-        entry: dict[str, Any] = {"prune": "structure", "ratio": level, "target": "macs"}
-        entry |= {"criterion": _criterion(algorithm), "scope": scope, "ignore": kept or None}
+            other = "learned_ranking" if learned else "pruning_flops_target"
+            work.refuse(where, f"cannot go with {other}. Name the rest as ignored.")
+        entry: dict[str, Any] = (
+            _learned_ranking(algorithm, at, work)
+            if learned
+            else {"prune": "structure", "scope": scope}
+        )
+        entry |= {"target": "channels" if p.pruning_flops_target is None else "macs"}
+        entry |= {"ratio": level, "criterion": _criterion(algorithm), "ignore": kept or None}
         work.add(algorithm.algorithm, {**entry, "when": when})
         return
     entry = {
@@ -57,6 +61,43 @@ def epochs_of(algorithm: FilterPruning) -> int:
     """The shortest training in which the schedule comes to its end."""
     p = algorithm.params
     return p.num_init_steps + (1 if p.schedule == "baseline" else p.pruning_steps)
+
+
+def _learned_ranking(algorithm: FilterPruning, at: Keys, work: Work) -> dict[str, Any]:
+    """`prune: legr` with NNCF's numbers; what NNCF does not make of them is told."""
+    p, search = algorithm.params, algorithm.params.legr_params
+    where = (*at, "interlayer_ranking_type")
+    if p.pruning_flops_target is None or not p.all_weights:
+        work.tell(
+            where,
+            "is learned_ranking: NNCF uses what it has learned only with all_weights: true and "
+            "pruning_flops_target; here it always counts, over all layers.",
+        )
+    if p.load_ranking_coeffs_path is not None:
+        work.tell(
+            (*at, "load_ranking_coeffs_path"),
+            "names layers as NNCF does and is not read: the ranking is learned anew. To give one, "
+            "write 'coefficients' into the recipe.",
+        )
+    if p.save_ranking_coeffs_path is not None:
+        work.tell((*at, "save_ranking_coeffs_path"), "is left out: the ledger has what is learned.")
+    if "random_seed" in search.model_fields_set:
+        work.tell((*at, "legr_params", "random_seed"), "is the recipe's 'seed' here.")
+    work.tell(
+        where,
+        f"tries {search.generations} candidates, each after {search.train_steps} mini-batches of "
+        "training on the calibration data: lower generations and ft_batches where that takes too "
+        "long.",
+    )
+    work.samples.append(JUDGED_BY)
+    return {
+        "prune": "legr",
+        "start": "none",
+        "generations": search.generations,
+        "learn_at": search.max_pruning,
+        "ft_batches": search.train_steps,
+        **EVOLUTION,
+    }
 
 
 def _rank_layers_together(entry: dict[str, Any], at: Keys, work: Work) -> None:

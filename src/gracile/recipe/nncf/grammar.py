@@ -304,11 +304,11 @@ class MovementSparsity(_Algorithm):
 
 
 class Legr(_Part):
-    """`legr_params`: the search of learned ranking."""
+    """`legr_params`: the search of learned ranking; max_pruning None is the target."""
 
-    generations: int = 400
-    train_steps: int = 200
-    max_pruning: float = 0.8
+    generations: int = Field(default=400, ge=1)
+    train_steps: int = Field(default=200, ge=0)
+    max_pruning: float | None = Field(default=None, gt=0, lt=1)
     random_seed: int = 42
 
 
