@@ -14,7 +14,15 @@ from gracile.core.result import Result
 from gracile.errors import UserError
 from gracile.export.packed import KEY
 from gracile.models.spec import ModelSpec, architecture_sha
-from gracile.train.checkpoint import PACKED, WEIGHTS, inspected, load_model, save_model
+from gracile.train.checkpoint import (
+    PACKED,
+    REPLAYED,
+    WEIGHTS,
+    check_kinds,
+    inspected,
+    load_model,
+    save_model,
+)
 
 AT_END = "when: {at: end}"
 EXAMPLE = torch.zeros(2, 3, 8, 8)
@@ -142,8 +150,8 @@ def test_inspect_tells_bytes_and_ways(packed, capsys):
     assert found.file_bytes == (packed / PACKED).stat().st_size
     by_name = {line.name: line for line in found.lines}
     assert by_name["inner.weight"].bytes == 0
-    assert by_name["inner.weight"].how == "made of inner.weight.shared.codes"
-    assert by_name["inner.weight.mask"].how == "where inner.weight is not 0"
+    assert by_name["inner.weight"].how == "by its codebook and codes"
+    assert by_name["inner.weight.mask"].how == "by its weight"
     assert by_name["inner.weight"].plain_bytes == 4 * 8 * 12 * 9
     assert "Huffman codes of" in by_name["inner.weight.shared.codes"].how
     state = case.net().state_dict()
@@ -153,6 +161,11 @@ def test_inspect_tells_bytes_and_ways(packed, capsys):
     assert told["file_bytes"] == found.file_bytes
     assert main(["inspect", str(packed)]) == 0
     assert "the weights alone, plain, are" in capsys.readouterr().out
+
+
+def test_what_cannot_be_replayed_says_the_way_out(results):
+    with pytest.raises(UserError, match=r"kind 'share', .* cannot replay .*Run the recipe without"):
+        check_kinds(results["halves"].plan, "replay", known=REPLAYED)
 
 
 def test_inspect_of_nothing_is_a_user_error(tmp_path, capsys):

@@ -227,9 +227,10 @@ def check_kinds(plan: Plan, verb: str, where: str = "", known: tuple[str, ...] =
     """
     for edit in plan:
         if edit.kind not in known:
+            way = "Run the recipe without it" if edit.kind in REBUILT else "Use a newer gracile"
             raise UserError(
                 f"{where}edit {edit.id} is of kind '{edit.kind}', which this version cannot {verb} "
-                f"(it can: {', '.join(known)}). Use a newer gracile."
+                f"(it can: {', '.join(known)}). {way}."
             )
 
 

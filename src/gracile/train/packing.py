@@ -113,9 +113,9 @@ def lines(
 
 def _how(header: Header, name: str) -> str:
     if name in header.shared:
-        return f"made of {header.shared[name]}.codes"
+        return "by its codebook and codes"
     if name in header.nonzero:
-        return f"where {header.nonzero[name]} is not 0"
+        return "by its weight"
     if name not in header.tensors:
         return "as it is"
     return _coding(header.tensors[name])
