@@ -45,6 +45,10 @@ CASES = {
     "regularize/slimming": "m: {regularize: slimming, strength: 1e-3}",
     "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
+    "quantize/share": 'm: {quantize: share, weights: "type:Conv2d", bits: 3, '
+    "codebook_lr: 1e-2, when: {start: 1ep}}",
+    "quantize/product": "m: {quantize: product, weights: [inner, outer], subspace: 4, words: 8, "
+    "correct: true, rounds: 2, codebook_lr: 1e-2, when: {start: 1ep}}",
     "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",
 }
 EPOCHS, STEPS, BATCH = 3, 3, 8

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gracile.core.plan import Architecture, Plan, Share
+from gracile.core.plan import Architecture, Exit, Plan
 from gracile.core.result import Result
 from gracile.errors import UserError
 from gracile.models.spec import ModelSpec, architecture_sha
@@ -278,9 +278,9 @@ def test_a_plan_that_does_not_fit_is_refused(saved, change, text):
 
 
 def test_an_edit_this_version_cannot_rebuild_is_not_left_out_in_silence(saved, finished):
-    plan = finished.plan.extended([Share(at="inner.weight", key="k", levels=4)])
+    plan = finished.plan.extended([Exit(after="inner", head="h")])
     plan.save(saved / "plan.json")
-    with pytest.raises(UserError, match=r"of kind 'share', which this version cannot rebuild"):
+    with pytest.raises(UserError, match=r"of kind 'exit', which this version cannot rebuild"):
         load_model(saved, EXAMPLE, factory=spec)
 
 

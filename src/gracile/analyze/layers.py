@@ -1,5 +1,6 @@
 """What became of each layer: channels, bits, zeros and multiply-adds, before and after."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,10 +45,28 @@ def layer_rows(
 
 
 def stored_bytes(model: nn.Module, plan: Plan) -> int:
-    """Bytes of all parameters at the bits the Plan gives them."""
+    """Bytes of all parameters at the bits the Plan gives them, codebooks included.
+
+    Codes count with all their bits; how much smaller they are in a file is seen there.
+    """
     bits = _weight_bits(plan)
-    return sum(-(-p.numel() * bits.get(n, 32) // 8) for n, p in model.named_parameters())
+    total = sum(math.ceil(p.numel() * bits.get(n, 32) / 8) for n, p in model.named_parameters())
+    for e in plan.of_kind("share"):
+        if e.at not in _grids(plan):
+            channels = model.get_parameter(e.at).shape[1] if e.block > 1 else 1
+            total += 4 * e.levels * channels
+    return total
 
 
-def _weight_bits(plan: Plan) -> dict[str, int]:
+def _weight_bits(plan: Plan) -> dict[str, float]:
+    """Bits of a weight: of its grid, else of the code it shares with `block` - 1 others."""
+    code = {e.at: math.ceil(math.log2(e.levels)) for e in plan.of_kind("share")}
+    shared = {
+        e.at: code[e.at] if e.block == 1 else round(code[e.at] / e.block, 2)
+        for e in plan.of_kind("share")
+    }
+    return {**shared, **_grids(plan)}
+
+
+def _grids(plan: Plan) -> dict[str, float]:
     return {e.at: e.bits for e in plan.of_kind("bits") if e.role == "weight"}

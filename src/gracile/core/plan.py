@@ -153,12 +153,17 @@ class Mask(_Edit):
 
 
 class Share(_Edit):
-    """Weights taken from a small codebook."""
+    """Weights taken from a small codebook: `levels` entries, each for `block` weights in a row.
+
+    `<key>.codebook`, `<key>.codes` and, for blocks, `<key>.columns` are the tensors in
+    model.safetensors; see `gracile.quantize.codebook.restore`.
+    """
 
     kind: Literal["share"] = "share"
     at: str
     key: str
     levels: int = Field(gt=1)
+    block: int = Field(default=1, ge=1)
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

@@ -41,6 +41,9 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
         _scaled("Multiply-adds", COUNTS, before.get("macs"), after.get("macs")),
         _scaled("Parameters", COUNTS, before.get("params"), after.get("params")),
         _scaled("Size of the weights", SIZES, before.get("bytes"), after.get("bytes")),
+        _scaled("Packed file", SIZES, before.get("bytes"), after["packed_bytes"])
+        if "packed_bytes" in after
+        else None,
         *(
             _scaled(f"Artifact, {runtime_name(n)}", SIZES, old, new)
             for n, old, new in _both(before, after, "artifact_bytes")

@@ -23,15 +23,13 @@ from gracile.graph import surgery
 from gracile.graph.additions import structural
 from gracile.models.spec import ModelSpec, architecture_sha, registered
 from gracile.quantize.restore import simulate
+from gracile.train.packing import PARTS, Line, lines, unpacked
+from gracile.train.packing import packed as packed_tensors
 
 FORMAT = 1
-REBUILT = (
-    "add",
-    "remove",
-    "skip",
-    "mask",
-    "bits",
-)  # kinds of edits; masks and grids are in the weights already
+WEIGHTS, PACKED = "model.safetensors", "packed.safetensors"
+REPLAYED = ("add", "remove", "skip", "mask", "bits")  # kinds of edits
+REBUILT = (*REPLAYED, "share")  # masks, grids and codebooks are in the weights already
 _SKELETON = "gracile.skeleton"
 
 
@@ -74,22 +72,102 @@ def read_tensors(
         raise UserError(f"{path}: not a safetensors file ({e}).") from None
 
 
-def save_model(folder: str | Path, result: Result) -> None:
-    """Write `model.safetensors`, `model.json` and `plan.json` of a finished compression."""
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in result.model.state_dict().items()}
-    extra = {k: v.contiguous() for k, v in result.tensors.items() if k not in state}
-    weights = {k: v for k, v in state.items() if not k.startswith("_quantizers.")}
+def save_model(folder: str | Path, result: Result, *, packed: bool = False) -> None:
+    """Write `model.safetensors`, `model.json` and `plan.json` of a finished compression.
+
+    Args:
+        folder: made if needed.
+        result: of the compression.
+        packed: write `packed.safetensors` in the place of `model.safetensors`: the same tensors in
+            fewer bytes (see `gracile.export.packed`), which `load_model` reads as well.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic_with(
-        folder / "model.safetensors",
-        lambda tmp: save_file({**weights, **extra}, tmp, metadata={"format": "pt"}),
-    )
+    weights = finished_tensors(result)
+    if packed:
+        write_packed(folder / PACKED, weights, result.plan)
+    else:
+        write_atomic_with(
+            folder / WEIGHTS, lambda tmp: save_file(weights, tmp, metadata={"format": "pt"})
+        )
     write_json(
         folder / "model.json",
         {"format": FORMAT, "architecture": result.plan.architecture.model_dump()},
     )
     result.plan.save(folder / "plan.json")
+
+
+def finished_tensors(result: Result) -> dict[str, Tensor]:
+    """All tensors of a finished model, on the CPU: its state, and what the Plan's keys name."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in result.model.state_dict().items()}
+    extra = {k: v.contiguous() for k, v in result.tensors.items() if k not in state}
+    return {**{k: v for k, v in state.items() if not k.startswith("_quantizers.")}, **extra}
+
+
+def write_packed(path: Path, tensors: Mapping[str, Tensor], plan: Plan) -> int:
+    """Write the tensors of a finished model in few bytes; returns the bytes of the file."""
+    found = packed_tensors(tensors, plan)
+    metadata = {"format": "pt", **found.metadata()}
+    write_atomic_with(path, lambda tmp: save_file(found.tensors, tmp, metadata=metadata))
+    return path.stat().st_size
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model's folder: of `model.safetensors`, else of `packed.safetensors`.
+
+    Raises:
+        UserError: neither is there, or it is damaged.
+    """
+    path = folder / WEIGHTS
+    if not path.exists() and (folder / PACKED).exists():
+        path = folder / PACKED
+    tensors, metadata = read_tensors(path)
+    return unpacked(tensors, metadata, path)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a file of tensors holds.
+
+    Attributes:
+        path: of the file.
+        file_bytes: all of it.
+        weight_bytes: of the weights in their own types, as a plain file would hold them.
+        lines: one for each tensor.
+    """
+
+    path: Path
+    file_bytes: int
+    weight_bytes: int
+    lines: list[Line]
+
+
+def inspected(path: Path) -> Inspected:
+    """Look into a model's folder (its `packed.safetensors`, if there is one) or a file of tensors.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    if path.is_dir():
+        path = path / PACKED if (path / PACKED).exists() else path / WEIGHTS
+    stored, metadata = read_tensors(path)
+    whole = unpacked(stored, metadata, path)
+    found = lines(stored, whole, metadata)
+    keyed = _keyed(path.parent / "plan.json")
+    weights = sum(line.plain_bytes for line in found if line.name not in keyed)
+    return Inspected(path, path.stat().st_size, weights, found)
+
+
+def _keyed(path: Path) -> set[str]:
+    """Names of the tensors that only the edits of a Plan name; none without a Plan."""
+    if not path.exists():
+        return set()
+    parts = {
+        "mask": ("",),
+        "share": tuple(f".{part}" for part in PARTS),
+        "bits": (".scale", ".zero_point"),
+    }
+    return {f"{e.key}{p}" for e in Plan.load(path) for p in parts.get(e.kind, ())}
 
 
 @dataclass(frozen=True)
@@ -107,7 +185,7 @@ def load_model(
     """Rebuild a finished model from its folder: architecture, then Plan, then weights.
 
     Args:
-        folder: a run directory, or any folder with the three files of `save_model`.
+        folder: a run directory, or any folder with the three files of `save_model`, packed or not.
         example: an input batch, to capture the graph that carries activation quantizers.
         factory: makes the original network; default by the registered name in plan.json. Needed
             for a network from the user's own file: a file names no code to run.
@@ -125,7 +203,7 @@ def load_model(
         )
     check_kinds(plan, "rebuild", f"{folder / 'plan.json'}: ")
     model = surgery.apply(model, structural(plan), example=example)
-    tensors, _ = read_tensors(folder / "model.safetensors")
+    tensors = stored_tensors(folder)
     names = set(model.state_dict())
     extra = {k: v for k, v in tensors.items() if k not in names}
     missing = sorted(names - set(tensors))
@@ -141,17 +219,18 @@ def load_model(
     return LoadedModel(model, plan, extra)
 
 
-def check_kinds(plan: Plan, verb: str, where: str = "") -> None:
+def check_kinds(plan: Plan, verb: str, where: str = "", known: tuple[str, ...] = REBUILT) -> None:
     """Refuse a Plan with an edit of a kind that only another version knows.
 
     Raises:
         UserError: names the edit, behind `where`; `verb` is what was to be done with it.
     """
     for edit in plan:
-        if edit.kind not in REBUILT:
+        if edit.kind not in known:
+            way = "Run the recipe without it" if edit.kind in REBUILT else "Use a newer gracile"
             raise UserError(
                 f"{where}edit {edit.id} is of kind '{edit.kind}', which this version cannot {verb} "
-                f"(it can: {', '.join(REBUILT)}). Use a newer gracile."
+                f"(it can: {', '.join(known)}). {way}."
             )
 
 

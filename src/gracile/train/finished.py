@@ -25,7 +25,7 @@ from gracile.models.spec import architecture_sha
 from gracile.nn.quantized import fake_quantize
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import load as load_recipe
-from gracile.train.checkpoint import check_kinds, load_state, read_tensors
+from gracile.train.checkpoint import REPLAYED, check_kinds, load_state, stored_tensors
 from gracile.train.evaluate import Score, predict_module, score
 from gracile.train.folder import read_finished
 from gracile.train.job import Job, Workplace
@@ -157,8 +157,8 @@ def open_run(folder: Path, weights: Path | None = None) -> Finished:
     plan = Plan.load(folder / "plan.json")
     if architecture_sha(at.fresh().model) != plan.architecture.sha256:
         raise UserError(f"{folder}: plan.json was made for another network than {then['model']}.")
-    check_kinds(plan, "replay", f"{folder}: ")
-    stored, _ = read_tensors(folder / "model.safetensors")
+    check_kinds(plan, "replay", f"{folder}: ", REPLAYED)
+    stored = stored_tensors(folder)
     return Finished(folder, at, plan, stored, recipe.train.epochs > 0, weights is not None)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from gracile.core.method import Method
 from gracile.core.overlay import Overlays
 from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError
-from gracile.graph.capture import capture
+from gracile.graph.capture import bare_copy, capture
 from gracile.graph.graph import Graph
 from gracile.graph.walk import Walk
 
@@ -115,26 +115,43 @@ class Looking:
                 yield outputs(self.graph, self.overlays, ids, x)
 
     @contextmanager
-    def walk(self, m: Method, before: Callable[[str], None]) -> Iterator[tuple[Walk, Walk]]:
-        """Model and teacher side by side, run operator by operator on all calibration data.
+    def walk(
+        self,
+        m: Method,
+        before: Callable[[str], None],
+        beside: Literal["teacher", "present"] = "teacher",
+    ) -> Iterator[tuple[Walk, Walk]]:
+        """Two networks side by side, run operator by operator on all calibration data.
 
         Args:
             m: who asks; it may change a layer in `before`.
             before: called with the id of each of the model's operators before it runs.
+            beside: the other network: the teacher, or the model as it is at present.
 
         Raises:
             BindError: there is no calibration data, or the forward cannot be followed.
         """
-        assert self.teacher is not None
         self._followed(m)
         with self._evaluating(m):
             given = [x for x, _ in batches(self.calibration, self.device)]
-            module, teacher = self.graph.module, self.teacher_graph.module
+            module = self.graph.module
+            if beside == "teacher":
+                other = self.teacher_graph
+            else:
+                other = capture(self.present().eval(), self.example)
             assert module is not None
-            assert teacher is not None
+            assert other.module is not None
             laid = partial(self.overlays.laid, module)
-            teacher.eval()
-            yield Walk(self.graph, given, laid, before), Walk(self.teacher_graph, given)
+            other.module.eval()
+            yield Walk(self.graph, given, laid, before), Walk(other, given)
+
+    def present(self) -> nn.Module:
+        """A copy of the model as its overlays make it; modules in the same modes."""
+        copy = bare_copy(self.model)
+        with torch.no_grad():
+            for address in self.overlays.addresses():
+                copy.get_parameter(address).copy_(self.overlays.effective(address))
+        return copy
 
     def _followed(self, m: Method) -> None:
         if self.graph.module is None:

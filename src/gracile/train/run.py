@@ -28,7 +28,16 @@ from gracile.graph.capture import capture
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.accuracy_aware import AccuracyAware
-from gracile.train.checkpoint import load_model, load_state, read_tensors, save_model, save_state
+from gracile.train.checkpoint import (
+    PACKED,
+    finished_tensors,
+    load_model,
+    load_state,
+    read_tensors,
+    save_model,
+    save_state,
+    write_packed,
+)
 from gracile.train.evaluate import agreement, predict, predict_module, score
 from gracile.train.folder import begun, check_folder, opened, read_finished
 from gracile.train.job import Job, Workplace
@@ -187,6 +196,8 @@ class _Run:
                 if value is not None:
                     s.track(f"val_{key}_cut", value)
         save_model(self.out, result)
+        if result.plan.of_kind("share"):
+            write_packed(self.out / PACKED, finished_tensors(result), result.plan)
         result.ledger.save(self.out / "ledger.json")
         write_json(self.out / "history.json", {"curves": s.history})
         return {"warnings": result.warnings, "cut": _worst_cut(s.history), "recipe": recipe.sha}
@@ -208,6 +219,9 @@ class _Run:
         row = totals(result.model, graph)
         out |= {"macs": row.macs, "params": row.params}
         out["bytes"] = stored_bytes(result.model, result.plan)
+        if (self.out / PACKED).exists():
+            out["packed_bytes"] = (self.out / PACKED).stat().st_size
+            self._record("packed_bytes", out["packed_bytes"], "bytes", model="compressed")
         self._record("macs", row.macs, "count", model="compressed")
         self._record("params", row.params, "count", model="compressed")
         out["layers"] = layer_rows(self.at.dense_result.model, result, self.at.example())

@@ -18,7 +18,6 @@ from gracile.core.plan import Remove
 from gracile.distribute.collective import all_reduce_sum_, average_gradients, world_size
 from gracile.errors import BindError
 from gracile.graph import surgery
-from gracile.graph.capture import bare_copy
 from gracile.graph.dependency import follow
 from gracile.graph.fork import branch_points, forked
 from gracile.graph.verify import losing_statistics, mask_removed
@@ -161,11 +160,7 @@ class Trying(Looking):
 
     def _cut_copy(self, edits: Sequence[Remove]) -> nn.Module:
         """The model as its overlays make it, cut without a proof; modules in the same modes."""
-        copy = bare_copy(self.model)
-        with torch.no_grad():
-            for address in self.overlays.addresses():
-                copy.get_parameter(address).copy_(self.overlays.effective(address))
-        return surgery.apply(copy, edits, example=self.example)
+        return surgery.apply(self.present(), edits, example=self.example)
 
     @contextmanager
     def _zeroed(self, edits: Sequence[Remove]) -> Iterator[None]:

@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
+from gracile.analyze.responses import Responses, is_followed
 from gracile.core import method as core
 from gracile.core.schedule import When
-from gracile.distribute.collective import all_reduce_sum_
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
 from gracile.graph.walk import Walk
 from gracile.recipe.fields import Selector
-
-LAYERS = ("conv", "linear")
 
 
 class ReconstructOptions(core.Options):
@@ -99,10 +96,9 @@ class Reconstruct(core.Method):
     def _layers(self, s: Any) -> list[_Layer]:
         out = []
         for node in s.graph:
-            weight = node.params.get("weight")
-            if node.op not in LAYERS or not node.inputs or weight is None or not _plain(node):
+            if not is_followed(node):
                 continue
-            if self.chosen is None or weight in self.chosen:
+            if self.chosen is None or node.params["weight"] in self.chosen:
                 out.append(_around(s.graph, node, self.options.residual))
         return out
 
@@ -160,40 +156,8 @@ class _Affine:
         return torch.where(dead, mean, (y - offset) / torch.where(dead, 1.0, slope) + mean)
 
 
-class _Fit:
-    """The normal equations of one layer, gathered batch by batch; G groups, P inputs, O outputs."""
-
-    def __init__(self, weight: Tensor, node: Node, *, bias: bool):
-        self.node, self.bias, self.shape = node, bias, weight.shape
-        self.groups = node.attrs.get("groups", 1) if node.op == "conv" else 1
-        per = weight.shape[0] // self.groups
-        flat = weight.reshape(self.groups, per, -1).transpose(1, 2).double()  # (G, P, O/G)
-        self.now = torch.cat([flat, flat.new_zeros(self.groups, int(bias), per)], 1)
-        size = self.now.shape[1]
-        self.gram = flat.new_zeros(self.groups, size, size)
-        self.right = flat.new_zeros(self.now.shape)
-
-    def see(self, x: Tensor, y: Tensor, points: int, rng: torch.Generator) -> None:
-        """Add a batch: what the layer reads and what it should give."""
-        rows = self._inputs(x)  # (N, positions, G, P)
-        if self.node.op == "conv":
-            wanted = y.flatten(2).transpose(1, 2)
-        else:
-            wanted = y.reshape(len(y), -1, y.shape[-1])
-        if points and points < rows.shape[1]:
-            chosen = torch.randperm(rows.shape[1], generator=rng)[:points].to(rows.device)
-            rows, wanted = rows.index_select(1, chosen), wanted.index_select(1, chosen)
-        rows = rows.flatten(0, 1).transpose(0, 1)  # (G, n, P)
-        wanted = wanted.reshape(-1, self.groups, wanted.shape[-1] // self.groups).transpose(0, 1)
-        if self.bias:
-            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
-        self.gram += (rows.transpose(1, 2) @ rows).double()
-        self.right += (rows.transpose(1, 2) @ wanted).double()
-
-    def share(self) -> None:
-        """Sum over ranks that train together, each of which may have seen other images."""
-        all_reduce_sum_(self.gram)
-        all_reduce_sum_(self.right)
+class _Fit(Responses):
+    """The least squares of one layer."""
 
     def solve(self, ridge: float, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """(weight, bias) of the least squares; where `keep` is False the weight is 0."""
@@ -229,27 +193,6 @@ class _Fit:
                     found = torch.linalg.solve(left[g][inputs][:, inputs], part)
                     out[g, inputs[:, None], outputs] = found
         return out
-
-    def _inputs(self, x: Tensor) -> Tensor:
-        """(N, positions, G, P): what each output position reads."""
-        if self.node.op == "linear":
-            return x.reshape(len(x), -1, 1, x.shape[-1])
-        a = self.node.attrs
-        columns = F.unfold(x, a["kernel_size"], a["dilation"], a["padding"], a["stride"])
-        positions: Tensor = columns.transpose(1, 2)
-        return positions.reshape(*positions.shape[:2], self.groups, -1)
-
-
-def _plain(node: Node) -> bool:
-    if node.op == "linear":
-        return True
-    a = node.attrs
-    numbers = (a.get("padding"), a.get("stride"), a.get("dilation"))
-    return (
-        len(a.get("kernel_size", ())) == 2
-        and a.get("padding_mode", "zeros") == "zeros"
-        and not any(isinstance(v, str) for v in numbers)
-    )
 
 
 def _around(graph: Graph, node: Node, residual: bool) -> _Layer:
