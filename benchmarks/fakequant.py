@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cell import Cell, Values, latency, ratio, side_by_side, template
-from gracile.nn.quantized import fake_quantize
+from gracile.nn.rounding import fake_quantize
 
 NAME = "fakequant"
 

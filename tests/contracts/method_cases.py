@@ -50,6 +50,12 @@ CASES = {
     "quantize/product": "m: {quantize: product, weights: [inner, outer], subspace: 4, words: 8, "
     "correct: true, rounds: 2, codebook_lr: 1e-2, when: {start: 1ep}}",
     "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",
+    "quantize/lsq": "m: {quantize: lsq, bits: 4, edges_bits: 8, when: {start: 1ep}}",
+    "quantize/learned": "m: {quantize: learned, weight_symmetric: false, freeze: 2ep, "
+    "when: {start: 0ep}}",
+    "quantize/pact": "m: {quantize: pact, bits: 4, clip_decay: 1e-3, when: {start: 1ep}}",
+    "quantize/dorefa": "m: {quantize: dorefa, bits: 4, gradient_bits: 6, when: {start: 0ep}}",
+    "quantize/wrpn": "m: {quantize: wrpn, bits: 4, when: {start: 0ep}}",
 }
 EPOCHS, STEPS, BATCH = 3, 3, 8
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gracile.errors import UserError
-from gracile.nn.quantized import ActivationQuantizer, fake_quantize
+from gracile.nn.quantized import ActivationQuantizer
+from gracile.nn.rounding import fake_quantize
 
 ONE, ZERO = torch.tensor(1.0), torch.tensor(0, dtype=torch.int32)
 

@@ -1,5 +1,7 @@
 """A small stand-in for the Session, with what quantizing methods see, and a net to quantize."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,6 +10,7 @@ from gracile.core.address import select
 from gracile.core.overlay import Overlays
 from gracile.core.plan import Architecture, Plan
 from gracile.core.schedule import Calendar, timetable
+from gracile.core.state import derive_seed
 from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
 from gracile.graph.instrument import instrument
@@ -67,6 +70,9 @@ def labelled(seed):
 class FakeSession:
     def __init__(self, model, *, epochs=3, steps=4, calibration=None):
         self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        self.recipe = SimpleNamespace(train=SimpleNamespace(autocast="none"), seed=0)
+        self.inputs, self.methods = (), []
         self.example = batch(99, 2)
         self.device = torch.device("cpu")
         self.profile = "portable"
@@ -120,6 +126,9 @@ class FakeSession:
                 self.model(x)
                 method.on_calibrate(self)
         self.model.train(training)
+
+    def generator(self, *purpose):
+        return torch.Generator().manual_seed(derive_seed(self.recipe.seed, *purpose))
 
     def warn(self, code, text):
         self.warnings.append((code, text))

@@ -43,11 +43,13 @@ class Method:
         needs: train, calibration, teacher or graph: what a session must have.
         by_value: how much is removed follows from the values of the weights, not from a share that
             the recipe states; `recipe simulate` warns, as it does not train them.
+        counts_statistics: it counts the statistics of batch norms anew.
     """
 
     Options: ClassVar[type[Options]] = Options
     needs: frozenset[str] = frozenset()
     by_value: bool = False
+    counts_statistics: bool = False
     verb: ClassVar[str] = ""
     kind_name: ClassVar[str] = ""
 

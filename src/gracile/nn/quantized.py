@@ -1,4 +1,4 @@
-"""The activation quantizer that stays in a quantized model, and the affine rule it applies."""
+"""The activation quantizer that stays in a quantized model."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -7,77 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import UserError
+from gracile.nn.rounding import fake_quantize
 
 Mode = Literal["off", "observe", "quantize"]
-Rule = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-
-
-def fake_quantize(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    qmin: int,
-    qmax: int,
-    axis: int | None = None,
-) -> Tensor:
-    """Put a tensor on an affine grid and return it as floats: what integer arithmetic will see.
-
-    q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax), then (q - zero_point) * scale.
-    It divides: multiplying by 1/scale breaks ties differently from the runtimes.
-
-    Args:
-        x: any shape; float.
-        scale: > 0; one number, or 1-D with one value per index of `axis`.
-        zero_point: integers of scale's shape.
-        qmin: smallest integer of the grid.
-        qmax: largest integer of the grid.
-        axis: the axis kept by a per-channel scale; None for one scale.
-
-    Returns:
-        Tensor of x's shape and dtype. The gradient to x is 1 where x lies within the range of the
-        grid and 0 outside it; none flows to scale and zero_point.
-
-    Raises:
-        ValueError: a per-channel scale does not have one value per index of `axis`.
-
-    Source:
-        Jacob et al. 2017, arXiv:1712.05877, eq. 1 and 12; straight-through gradient with the range
-        decided before rounding as in Esser et al. 2019, arXiv:1902.08153, eq. 3.
-
-    >>> fake_quantize(torch.tensor([0.5, 1.5, 9.0]), torch.tensor(1.0), torch.tensor(0), 0, 3)
-    tensor([0., 2., 3.])
-    """
-    if axis is not None:
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        if scale.numel() != x.shape[axis] or zero_point.numel() != scale.numel():
-            raise ValueError(
-                f"axis {axis} of x has {x.shape[axis]} indices, but there are {scale.numel()} "
-                f"scales and {zero_point.numel()} zero points."
-            )
-        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    result: Tensor = _StraightThrough.apply(x, scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
-    ) -> Tensor:
-        # At least float32: in half precision x / scale has not enough digits for 8 bits.
-        dtype = torch.promote_types(x.dtype, scale.dtype)
-        level = x.to(dtype) / scale
-        if ctx.needs_input_grad[0]:
-            shifted = level + zero_point
-            ctx.save_for_backward((shifted >= qmin) & (shifted <= qmax))
-        q = torch.clamp(torch.round(level) + zero_point, qmin, qmax)
-        return ((q - zero_point) * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None, None
+Rule = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]  # as `fake_quantize`
 
 
 class ActivationQuantizer(nn.Module):

@@ -17,7 +17,9 @@ from gracile.core.method import Method, Options
 from gracile.core.plan import Bits
 from gracile.errors import GracileError
 from gracile.nn.quantized import ActivationQuantizer
+from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import asymmetric_params, qrange, symmetric_params
+from gracile.quantize.edges import with_edges
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.patterns import WEIGHT_OPS
@@ -29,13 +31,15 @@ LAYER = "quantize"  # the overlay layer of weights
 
 
 class QuantizeOptions(Options):
-    """Options that `quantize: ptq` and `quantize: qat` share.
+    """Options that all methods of `quantize` share.
 
     Attributes:
         weights: which weights; default those of all convolution and linear layers. An operator
             whose weight is left out stays in float.
         bits: of activations and weights.
         weight_bits: of weights, where they differ.
+        edges_bits: of the first and the last weights and of the activations these read, which most
+            papers leave at 8; default as all others.
         half_range: 8-bit weights use 7 of their bits (-63..63), so that a sum of two products with
             8-bit activations fits 16 bits, in which x86 processors without VNNI add them; default
             where this machine's processor is one. Say true to ship to such a processor from
@@ -52,6 +56,7 @@ class QuantizeOptions(Options):
     weights: Selector | None = None
     bits: int = Field(default=8, ge=2, le=16)
     weight_bits: int | None = Field(default=None, ge=2, le=16)
+    edges_bits: int | None = Field(default=None, ge=2, le=16)
     half_range: bool | None = None
     activations: bool = True
     symmetric: bool | None = None
@@ -152,7 +157,7 @@ class Quantizer(Method):
                 s.note(name, "precision", "float", reason, why, self.id)
         self.placement = placement
         for spec in placement.weights:
-            self.grids[spec.address] = WeightGrid(spec, self.options.weight_observer.fn)
+            self.grids[spec.address] = self._grid(spec)
             s.overlays.set(spec.address, LAYER, self.grids[spec.address])
         new: dict[str, nn.Module] = {}
         for a in placement.activations:
@@ -160,6 +165,7 @@ class Quantizer(Method):
             q = existing or ActivationQuantizer()
             q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, False
             q.mode, q.observer = "off", self._observer() if a.observed else None
+            q.rule = fake_quantize
             q.__dict__["by"] = self.id
             self.quantizers[a.id] = q
             if existing is None:
@@ -183,15 +189,8 @@ class Quantizer(Method):
 
     def refresh(self) -> None:
         """Set scales and zero points of all activations from what their observers have seen."""
-        assert self.placement is not None
-        groups: dict[str, list[ActivationSpec]] = {}
-        for a in self.placement.activations:
-            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
-        for members in groups.values():
-            ranges = [self._range(a) for a in members if a.observed]
-            low = torch.stack([r[0] for r in ranges]).min()
-            high = torch.stack([r[1] for r in ranges]).max()
-            scale, zero_point = params_of(low, high, members[0])
+        for members in self._sharing().values():
+            scale, zero_point = self._params(members)
             for a in members:
                 self.quantizers[a.id].scale.copy_(scale)
                 self.quantizers[a.id].zero_point.copy_(zero_point)
@@ -309,27 +308,48 @@ class Quantizer(Method):
             every = dict(s.model.named_parameters(remove_duplicate=False))  # tied names as well
             read = {id(every[a]) for n in readers if (a := n.params.get("weight")) in every}
             weights = [n for n, p in s.model.named_parameters() if id(p) in read]
-        return place(
+        placement = place(
             s.graph,
             profile,
             weights=weights,
             activations=o.activations,
             bits=o.bits,
-            weight_bits=self._weight_bits(),
+            weight_bits=self._weight_bits(o.weight_bits or o.bits),
             symmetric=o.symmetric,
             weight_symmetric=o.weight_symmetric,
             per_channel=o.per_channel,
         )
+        if o.edges_bits is None:
+            return placement
+        return with_edges(placement, s.graph, o.edges_bits, self._weight_bits(o.edges_bits))
 
-    def _weight_bits(self) -> int:
+    def _weight_bits(self, bits: int) -> int:
         """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""
         o = self.options
-        bits: int = o.weight_bits or o.bits
         if bits != FULL_RANGE:
             return bits
         alone = not o.activations and o.after is None  # weights alone are multiplied in float
         half = sums_saturate() and not alone if o.half_range is None else o.half_range
         return FULL_RANGE - 1 if half else FULL_RANGE
+
+    def _grid(self, spec: WeightSpec) -> WeightGrid:
+        """The overlay of one weight."""
+        return WeightGrid(spec, self.options.weight_observer.fn)
+
+    def _sharing(self) -> dict[str, list[ActivationSpec]]:
+        """Activations by the id of the one whose scale they take."""
+        assert self.placement is not None
+        groups: dict[str, list[ActivationSpec]] = {}
+        for a in self.placement.activations:
+            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
+        return groups
+
+    def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of activations that share them, as observed."""
+        ranges = [self._range(a) for a in members if a.observed]
+        low = torch.stack([r[0] for r in ranges]).min()
+        high = torch.stack([r[1] for r in ranges]).max()
+        return params_of(low, high, members[0])
 
     def _observer(self) -> Observer:
         made: Observer = self.options.observer.fn()

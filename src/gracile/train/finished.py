@@ -22,7 +22,7 @@ from gracile.graph import surgery
 from gracile.graph.additions import structural
 from gracile.graph.depth import covers
 from gracile.models.spec import architecture_sha
-from gracile.nn.quantized import fake_quantize
+from gracile.nn.rounding import fake_quantize
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import load as load_recipe
 from gracile.train.checkpoint import REPLAYED, check_kinds, load_state, stored_tensors

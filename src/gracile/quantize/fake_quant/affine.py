@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from gracile.core.kinds import fake_quant
-from gracile.nn.quantized import fake_quantize
+from gracile.nn.rounding import fake_quantize
 
 
 @fake_quant(

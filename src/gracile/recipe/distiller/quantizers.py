@@ -93,7 +93,7 @@ def _bits(s: Schedule, c: Component, keys: Keys, bits: int | None) -> int | None
     """Bits of a grid, None for none."""
     if bits is None or bits >= FLOAT:
         return None
-    low = 2 if METHODS[c.cls] in ("ptq", "qat") else 1  # the others have grids of two values
+    low = 1 if METHODS[c.cls] in ("dorefa", "pact") else 2  # their weights may have two values
     if not low <= bits <= 16:
         s.refuse(keys, f"must be in [{low}, 16], or {FLOAT} for none, got {bits}.")
     return bits

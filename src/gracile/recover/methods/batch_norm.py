@@ -27,6 +27,7 @@ class BatchNormStatistics(core.Method):
 
     Options = BatchNormOptions
     needs = frozenset({"calibration"})
+    counts_statistics = True
 
     def on_attach(self, s: Any) -> None:
         if not s.running_norms:

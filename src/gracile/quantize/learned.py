@@ -1,0 +1,300 @@
+"""Quantizers whose ranges are trained parameters: their optimizer, their state, their end.
+
+What LSQ, PACT and NNCF's ranges have in common; a method says which range each grid has.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gracile.core.plan import Bits
+from gracile.core.schedule import TimeField
+from gracile.distribute.collective import average_gradients
+from gracile.errors import BindError, GracileError
+from gracile.nn.rounding import fake_quantize
+from gracile.quantize.engine import WeightGrid
+from gracile.quantize.observers.base import Observer
+from gracile.quantize.placement import ActivationSpec, WeightSpec
+from gracile.quantize.ranges import LearnedRange
+from gracile.quantize.training import TrainedQuantizer, TrainingOptions
+from gracile.recipe.fields import KernelRef, kernel
+
+MOMENTUM = 0.9
+
+
+class LearnedOptions(TrainingOptions):
+    """Options of the methods that learn ranges, added to `TrainingOptions`.
+
+    Attributes:
+        observer: first range of an activation, over the calibration batches.
+        range_lr: learning rate of what is learned; default that of the training at each moment.
+        range_optimizer: sgd (momentum 0.9) or adam.
+        freeze: from when ranges stand still; default the end of training.
+    """
+
+    observer: KernelRef("observer") = Field(  # type: ignore[valid-type]
+        default_factory=lambda: kernel("observer", "percentile")
+    )
+    range_lr: float | None = Field(default=None, gt=0)
+    range_optimizer: Literal["sgd", "adam"] = "sgd"
+    freeze: TimeField | None = None
+
+
+class LearnedGrid(WeightGrid):
+    """The overlay of a weight whose range is learned."""
+
+    def __init__(self, spec: WeightSpec, learned: LearnedRange):
+        super().__init__(spec, _none)
+        self.learned = learned
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return super().__call__(weight) if self.scale is not None else self.learned(weight)
+
+    def fix(self, weight: Tensor) -> None:
+        """Keep the scale and zero point learned so far."""
+        self.scale, self.zero_point = self.learned.fixed()
+
+    def keep(self, index: Tensor) -> None:
+        super().keep(index)
+        self.learned.cut(index)
+
+
+class LearnedQuantizer(TrainedQuantizer):
+    """Base of the methods that learn ranges; a subclass gives each grid its range, or none.
+
+    The ranges have an optimizer of their own, which steps when the training's does: they want no
+    weight decay, and the user's optimizer may be made before the Session and restored from a file
+    without knowing of them. By default it follows the learning rate of the training.
+
+    Attributes:
+        ranges: key of the Bits edit -> its range; of activations that share one, the leader's.
+        frozen: the ranges stand still.
+    """
+
+    freezes = ("freeze", "freeze_bn")
+
+    def __init__(self, id: str, options: Any):
+        super().__init__(id, options)
+        self.ranges: dict[str, LearnedRange] = {}
+        self.frozen = False
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    # --- what a method decides
+
+    def weight_range(self, spec: WeightSpec) -> LearnedRange | None:
+        """The range that is learned of a weight; None if it follows from the weight."""
+        return None
+
+    def activation_range(self, spec: ActivationSpec) -> LearnedRange | None:
+        """The range that is learned of an activation; None if it stays as it was calibrated."""
+        return None
+
+    def decay(self, s: Any, learned: LearnedRange) -> float:
+        """Weight decay of one range."""
+        return 0.0
+
+    def first_weight(self, weight: Tensor, spec: WeightSpec) -> tuple[Tensor, Tensor]:
+        """Scale and zero point a weight starts from: as observed."""
+        return WeightGrid(spec, self.options.weight_observer.fn).params(weight)
+
+    # --- hooks
+
+    def on_attach(self, s: Any) -> None:
+        super().on_attach(s)
+        freeze = self.options.freeze
+        if freeze is not None and s.calendar.minibatch(freeze) <= s.calendar.minibatch(
+            self.options.start
+        ):
+            raise BindError(
+                f"'{self.id}': freeze: {freeze} must be after the start ({self.options.start}), or "
+                "nothing is learned."
+            )
+        if s.recipe.train.autocast == "fp16":
+            raise BindError(
+                f"'{self.id}': the loss scaling of autocast: fp16 does not reach what it learns, "
+                "which has an optimizer of its own. Use autocast: bf16."
+            )
+        if s.optimizer is None and self.options.range_lr is None:
+            raise BindError(
+                f"'{self.id}' follows the learning rate of the training, and the Session was given "
+                "no optimizer. Set range_lr, or pass one: Session(model, recipe, optimizer)."
+            )
+
+    def on_fire(self, s: Any, progress: float) -> None:
+        super().on_fire(s, progress)
+        self.settle()
+        self._make_optimizer(s)
+
+    def on_batch_start(self, s: Any) -> None:
+        time = self.options.freeze
+        if self._learning and time is not None and s.now >= s.calendar.minibatch(time):
+            self._freeze(s)
+        super().on_batch_start(s)
+
+    def on_before_step(self, s: Any) -> None:
+        if not self._learning or self.optimizer is None:
+            return
+        ranges = list(self.ranges.values())
+        average_gradients(nn.ParameterList(p for r in ranges for p in r.values.values()))
+        before = [{k: v.detach().clone() for k, v in r.values.items()} for r in ranges]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(s)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for r, old in zip(ranges, before, strict=True):
+            r.limit(old)
+        self._show()
+
+    def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
+        if self.optimizer is None:
+            super().on_surgery(s, edits)
+            return
+        states = {
+            (key, name): dict(self.optimizer.state[p])
+            for key, r in self.ranges.items()
+            for name, p in r.values.items()
+        }
+        edits = list(edits)
+        for edit in edits:
+            for part in getattr(edit, "group", ()):
+                grid = self.grids.get(part.at)
+                if grid is not None and part.dim == grid.spec.axis:
+                    for (key, _), state in states.items():
+                        if key == f"{part.at}.weight":
+                            state.update(_taken(state, torch.tensor(part.keep)))
+        super().on_surgery(s, edits)
+        for spec in self._weights():
+            if spec.address not in self.grids:
+                self.ranges.pop(f"{spec.address}.weight", None)
+        self._make_optimizer(s)
+        if self.optimizer is not None:
+            for key, r in self.ranges.items():
+                for name, p in r.values.items():
+                    self.optimizer.state[p] = states[key, name]
+
+    def on_detach(self, s: Any) -> Iterable[Bits]:
+        if self.laid:
+            self._freeze(s)
+        return super().on_detach(s)
+
+    # --- order
+
+    def lay(self, s: Any, placement: Any = None) -> None:
+        super().lay(s, placement)
+        for spec in self._weights():
+            grid = self.grids[spec.address]
+            if isinstance(grid, LearnedGrid):
+                with torch.no_grad():
+                    weight = s.overlays.effective(spec.address, upto="share").detach()
+                    grid.learned.start(*self.first_weight(weight, spec))
+                self.ranges[f"{spec.address}.weight"] = grid.learned
+
+    def refresh(self) -> None:
+        """Start the ranges of activations from what was observed."""
+        super().refresh()
+        self._start_activations()
+        self._show()
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "frozen": self.frozen,
+            "ranges": {
+                key: {k: v.detach().clone() for k, v in r.values.items()}
+                for key, r in self.ranges.items()
+            },
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if not self.laid:
+            return
+        self._start_activations()
+        with torch.no_grad():
+            for key, values in state["ranges"].items():
+                for name, value in values.items():
+                    self.ranges[key].values[name].copy_(value)
+        self._make_optimizer(self.session)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if state["frozen"]:
+            self._freeze(self.session)
+
+    # --- inside
+
+    @property
+    def _learning(self) -> bool:
+        return self.laid and not self.frozen
+
+    def _grid(self, spec: WeightSpec) -> WeightGrid:
+        learned = self.weight_range(spec)
+        if learned is None:
+            return super()._grid(spec)
+        return LearnedGrid(spec, learned)
+
+    def _weights(self) -> tuple[WeightSpec, ...]:
+        return () if self.placement is None else self.placement.weights
+
+    def _start_activations(self) -> None:
+        for leader, members in self._sharing().items():
+            learned = self.activation_range(members[0])
+            if learned is None:
+                continue
+            first = self.quantizers[members[0].id]
+            learned.start(first.scale, first.zero_point)
+            self.ranges[f"{leader}.{members[0].role}"] = learned
+            for a in members:
+                self.quantizers[a.id].rule = learned
+
+    def _show(self) -> None:
+        """Let the quantizers in the model hold the grids as they are now."""
+        for members in self._sharing().values():
+            for a in members:
+                q = self.quantizers[a.id]
+                if isinstance(q.rule, LearnedRange):
+                    scale, zero_point = q.rule.fixed()
+                    q.scale.copy_(scale)
+                    q.zero_point.copy_(zero_point)
+
+    def _freeze(self, s: Any) -> None:
+        self._show()
+        self.fix_weights(s)
+        for q in self.quantizers.values():
+            if q.__dict__.get("by") == self.id:
+                q.rule = fake_quantize
+        self.frozen = True
+
+    def _make_optimizer(self, s: Any) -> None:
+        groups: dict[float, list[nn.Parameter]] = {}
+        for r in self.ranges.values():
+            groups.setdefault(self.decay(s, r), []).extend(r.values.values())
+        each: Any = [{"params": p, "weight_decay": decay} for decay, p in groups.items()]
+        if not each:
+            self.optimizer = None
+        elif self.options.range_optimizer == "adam":
+            self.optimizer = torch.optim.Adam(each, lr=self._lr(s))
+        else:
+            self.optimizer = torch.optim.SGD(each, lr=self._lr(s), momentum=MOMENTUM)
+
+    def _lr(self, s: Any) -> float:
+        if self.options.range_lr is not None:
+            return float(self.options.range_lr)
+        return float(s.optimizer.param_groups[0]["lr"])
+
+
+def _none() -> Observer:
+    raise GracileError("a learned range is observed by nobody once it has begun.")
+
+
+def _taken(state: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """An optimizer's state of a parameter, for some of its channels."""
+    return {
+        k: v[index.to(v.device)] if isinstance(v, Tensor) and v.ndim else v
+        for k, v in state.items()
+    }
