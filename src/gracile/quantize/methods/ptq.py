@@ -84,6 +84,9 @@ class Ptq(Quantizer):
 
 
 def _reader(s: Any, id: str) -> str | None:
-    """The module that reads a value first, where Distiller noted what the model is given."""
-    readers = [n.module for n in s.graph.consumers(id) if n.op != "quantize"]
-    return readers[0] if readers and s.graph[id].op == "input" else None
+    """The module that reads the model's input first, where Distiller noted what that is."""
+    if s.graph[id].op != "input":
+        return None
+    while (readers := s.graph.consumers(id)) and readers[0].op == "quantize":
+        id = readers[0].id
+    return readers[0].module if readers else None
