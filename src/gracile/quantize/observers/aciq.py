@@ -34,7 +34,7 @@ class Aciq(Counting):
     (5.03, 2.56)
     """
 
-    def __init__(self, *, distribution: str = "best"):
+    def __init__(self, *, distribution: str = "laplace"):
         if not DISTRIBUTION.fits(distribution):
             raise ValueError(f"distribution must be {DISTRIBUTION.text}, got {distribution!r}.")
         self.distribution = distribution
