@@ -172,7 +172,7 @@ def test_compress_keeps_what_the_design_says(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
         "recipe.yaml", "plan.json", "model.safetensors", "model.json", "export", "ledger.json",
-        "records.jsonl", "report.html", "history.json", "result.json", "state",
+        "ranges.json", "records.jsonl", "report.html", "history.json", "result.json", "state",
     }  # fmt: skip
     assert load_file(finished / "model.safetensors")["stem.weight"].shape[0] == 4
 
@@ -327,3 +327,24 @@ def test_compare_wants_equal_budgets_and_names(call, place):
 
 def test_demo_and_compress_share_one_entry_point():
     assert main(["demo", "--help"]) == 0
+
+
+def test_a_run_leaves_its_ranges_and_another_takes_them(finished, as_json, call, place):
+    there = json.loads((finished / "ranges.json").read_text())["ranges"]
+    assert {r["observer"] for r in there.values()} == {"percentile"}
+    as_json(*compress("int8.yaml", "seen", "--runtime", "onnxruntime"))
+    text = (place / "int8.yaml").read_text()
+    given = text.replace("quantize: ptq", "quantize: ptq, ranges: seen/ranges.json")
+    (place / "given.yaml").write_text(given)
+    as_json(*compress("given.yaml", "given", "--runtime", "onnxruntime"))
+    seen, given = (load_file(place / f / "model.safetensors") for f in ("seen", "given"))
+    assert seen.keys() == given.keys()
+    assert all(torch.equal(seen[k], given[k]) for k in seen)
+    as_json("export", "given", "--runtime", "onnxruntime", "--out", "from-given")
+    (place / "wrong.yaml").write_text(
+        text.replace("quantize: ptq", "quantize: ptq, ranges: n.json")
+    )
+    code, _, err = call(*compress("wrong.yaml", "wrong"))
+    assert code == 2
+    assert "wrong.yaml:6: 'int8': ranges: n: no such file" in err
+    assert not (place / "wrong").exists()

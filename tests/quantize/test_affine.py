@@ -205,3 +205,63 @@ def test_bad_ranges_are_refused():
         symmetric_params(-one, one, 8, False)
     with pytest.raises(ValueError, match=r"needs 3 values, got shape \(2,\)"):
         quantize(torch.ones(3, 2), torch.ones(2), torch.zeros(2), 0, 255, axis=0)
+
+
+# --- power-of-two scales and tuned zero points
+
+
+def test_scales_round_up_to_a_power_of_two():
+    low, high = torch.tensor([-1.0, -0.1, 0.0]), torch.tensor([1.27, 0.5, 0.0])
+    scale, _ = symmetric_params(low, high, 8, True, True, scale="power_of_two")
+    assert scale.tolist() == [2.0**-6, 2.0**-7, 2.0**-6]  # 0.01, 0.0039..; zero takes the widest
+    exact, _ = symmetric_params(torch.tensor(0.0), torch.tensor(127 / 64), 8, True, True,
+                                scale="power_of_two")  # fmt: skip
+    assert exact == 2.0**-6  # is one already
+    scale, zero_point = asymmetric_params(torch.tensor(-1.0), torch.tensor(1.55), 8, False,
+                                          scale="power_of_two")  # fmt: skip
+    assert (scale.item(), zero_point.item()) == (2.0**-6, 64)
+
+
+def test_tuning_is_the_published_formula_by_hand():
+    # [-1.4, 1.6] in 3 steps: z' = round(1.4) = 1, t = (1 - 3) / 1 = -2, h2 = 2.8, l2 = -0.8;
+    # h2 - l1 = 4.2 is wider than h1 - l2 = 2.4, so [-1.4, 2.8]
+    scale, zero_point = asymmetric_params(torch.tensor(-1.4), torch.tensor(1.6), 2, False,
+                                          zero="tune")  # fmt: skip
+    assert (scale.item(), zero_point.item()) == (pytest.approx(1.4), 1)
+    # [-1.6, 1.4]: z' = 2, t = -1/2, h2 = 0.8, l2 = -2.8, so [-2.8, 1.4]
+    scale, zero_point = asymmetric_params(torch.tensor(-1.6), torch.tensor(1.4), 2, False,
+                                          zero="tune")  # fmt: skip
+    assert (scale.item(), zero_point.item()) == (pytest.approx(1.4), 2)
+
+
+def test_an_end_next_to_zero_gets_an_integer_when_tuned():
+    # published: z' = 0, the range stays, and 0.0 is off the grid; here z = 1
+    low, high = torch.tensor(-0.1), torch.tensor(2.55)
+    scale, zero_point = asymmetric_params(low, high, 2, False, zero="tune")
+    assert (scale.item(), zero_point.item()) == (pytest.approx(2.55 / 2), 1)
+    assert asymmetric_params(low, high, 2, False)[1] == 0  # nudged: -0.1 is lost
+
+
+@given(ends, widths, st.booleans(), st.sampled_from(["float", "power_of_two"]))
+@settings(deadline=None)
+def test_tuning_never_shrinks_and_keeps_zero_on_the_grid(ends, bits, signed, scale):
+    low, high = torch.tensor(ends[0]), torch.tensor(ends[1])
+    step, zero_point = asymmetric_params(low, high, bits, signed, scale, "tune")
+    at_low, at_high = range_of(step, zero_point, bits, signed)
+    qmin, qmax = qrange(bits, signed)
+    assert qmin <= zero_point <= qmax
+    slack = 1e-6 * max(abs(ends[0]), abs(ends[1]))
+    assert at_low <= min(ends[0], 0) + slack
+    assert at_high >= max(ends[1], 0) - slack
+    if scale == "power_of_two":
+        assert torch.frexp(step).mantissa == 0.5
+
+
+@given(ends, widths, st.booleans())
+@settings(deadline=None)
+def test_a_power_of_two_is_at_most_twice_the_scale(ends, bits, symmetric):
+    low, high = torch.tensor(ends[0]), torch.tensor(ends[1])
+    make = symmetric_params if symmetric else asymmetric_params
+    plain, rounded = (make(low, high, bits, True, scale=s)[0] for s in ("float", "power_of_two"))
+    assert torch.frexp(rounded).mantissa == 0.5 or rounded == plain
+    assert plain * (1 - 1e-6) <= rounded <= 2 * plain

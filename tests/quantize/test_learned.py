@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from gracile.errors import BindError
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize import engine
+from gracile.quantize.learned_ranges import Clip, End, Span, Step
 from gracile.quantize.methods.qat import Qat, QatOptions
 from gracile.quantize.placement import ActivationSpec, WeightSpec
-from gracile.quantize.ranges import Clip, End, Span, Step
 from gracile.quantize.restore import simulate
 
 ALL = ["lsq", "learned", "pact", "dorefa", "wrpn"]
@@ -149,7 +149,7 @@ def test_training_lowers_the_loss(name):
 @pytest.mark.parametrize("name", ["lsq", "learned"])
 def test_ranges_move_and_stand_still_from_the_freeze_on(name):
     session, method, optimizer = start(name, epochs=4, bits=4, freeze="2ep")
-    method_scales = lambda: {k: r.fixed()[0].clone() for k, r in method.ranges.items()}  # noqa: E731
+    method_scales = lambda: {k: r.fixed()[0].clone() for k, r in method.learned.items()}  # noqa: E731
     run(session, method, optimizer, 1)
     first = method_scales()
     run(session, method, optimizer, 2, first=1)
@@ -166,7 +166,7 @@ def test_ranges_move_and_stand_still_from_the_freeze_on(name):
 def test_scales_and_their_optimizer_follow_a_cut(kind):
     session, method, optimizer = start("lsq", bits=4, range_optimizer=kind)
     run(session, method, optimizer, 2)
-    range_ = method.ranges["conv1.weight.weight"]
+    range_ = method.learned["conv1.weight.weight"]
     before = range_.values["step"].detach().clone()
     name = "momentum_buffer" if kind == "sgd" else "exp_avg"
     momentum = method.optimizer.state[range_.values["step"]][name].clone()
@@ -202,7 +202,7 @@ def test_copies_of_the_model_have_ranges_of_their_own():
     twin(batch(0)).sum().backward()
     assert all(
         v.grad is None
-        for k, r in method.ranges.items()
+        for k, r in method.learned.items()
         if not k.endswith(".weight")
         for v in r.values.values()
     )

@@ -8,8 +8,8 @@ from learned_case import fired, trained
 from quant_session import PROFILE, batch, net
 
 from gracile.quantize import engine
+from gracile.quantize.learned_ranges import Step
 from gracile.quantize.placement import ActivationSpec, WeightSpec
-from gracile.quantize.ranges import Step
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,10 @@ def _profile(monkeypatch):
 def test_first_steps_are_two_mean_magnitudes_over_the_root_of_qp():
     session, method, _ = fired("lsq", bits=4)
     w = session.parameter("conv2.weight").detach()
-    got = method.ranges["conv2.weight.weight"].values["step"]
+    got = method.learned["conv2.weight.weight"].values["step"]
     torch.testing.assert_close(got, 2 * w.abs().mean((1, 2, 3)) / math.sqrt(7))
     images = torch.cat(session.batches)
-    got = method.ranges["x.input"].values["step"]  # may be negative: 8 levels of each sign
+    got = method.learned["x.input"].values["step"]  # may be negative: 8 levels of each sign
     torch.testing.assert_close(got, 2 * images.abs().mean() / math.sqrt(7))
     relu = next(a for a in method.placement.activations if a.nonnegative)
     assert Step(relu).levels == 15
@@ -33,19 +33,19 @@ def test_first_steps_are_two_mean_magnitudes_over_the_root_of_qp():
 def test_one_step_a_tensor():
     session, method, _ = fired("lsq", bits=4, per_channel=False)
     w = session.parameter("fc.weight").detach()
-    got = method.ranges["fc.weight.weight"].values["step"]
+    got = method.learned["fc.weight.weight"].values["step"]
     torch.testing.assert_close(got, 2 * w.abs().mean() / math.sqrt(7))
 
 
 def test_an_observer_may_give_the_first_range_instead():
     session, method, _ = fired("lsq", observer="min_max", weight_observer="min_max")
     w = session.parameter("fc.weight").detach()
-    got = method.ranges["fc.weight.weight"].values["step"]
+    got = method.learned["fc.weight.weight"].values["step"]
     torch.testing.assert_close(got, w.abs().amax(1) / 127)
     low, high = torch.cat(session.batches).aminmax()
     # The observed grid is asymmetric; the step covers all of it from the middle.
     span = torch.maximum(high / 127, -low / 128)
-    torch.testing.assert_close(method.ranges["x.input"].values["step"], span, rtol=0.01, atol=0)
+    torch.testing.assert_close(method.learned["x.input"].values["step"], span, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize(("spec", "each"), [
@@ -78,7 +78,7 @@ def test_a_pruned_filter_keeps_the_others_step():
     with torch.no_grad():
         model.conv1.weight[2] = 0
     _, method, _ = fired("lsq", model)
-    step = method.ranges["conv1.weight.weight"].values["step"]
+    step = method.learned["conv1.weight.weight"].values["step"]
     assert step[2] == step.max()
 
 

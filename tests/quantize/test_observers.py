@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from gracile import registry
 from gracile.core.kinds import check_options
 from gracile.errors import GracileError, UserError
+from gracile.quantize.observers.aciq import Aciq
+from gracile.quantize.observers.histogram import HistogramError
+from gracile.quantize.observers.kl import Entropy
+from gracile.quantize.observers.mean_extremes import MeanExtremes
+from gracile.quantize.observers.mean_percentile import MeanPercentile
 from gracile.quantize.observers.min_max import MinMax
 from gracile.quantize.observers.moving_average import MovingAverage
+from gracile.quantize.observers.mse import MeanSquaredError
 from gracile.quantize.observers.percentile import Percentile
+from gracile.quantize.observers.three_sigma import ThreeSigma
 
-ALL = [MinMax, MovingAverage, Percentile]
+COUNTING = [Percentile, ThreeSigma, Entropy, MeanSquaredError, HistogramError, Aciq]
+ALL = [MinMax, MovingAverage, MeanExtremes, MeanPercentile, *COUNTING]
 
 
 def pair(observer):
@@ -27,7 +35,11 @@ def noise(*shape, seed=0):
 
 
 def test_all_are_registered_with_their_options():
-    assert {"min_max", "moving_average", "percentile"} <= set(registry.names("observer"))
+    assert set(registry.names("observer")) == {
+        "aciq", "histogram", "kl", "mean_extremes", "mean_percentile", "min_max", "moving_average",
+        "mse", "percentile", "three_sigma",
+    }  # fmt: skip
+    assert {e.obj for e in registry.entries("observer")} == set(ALL)
     check_options("observer", "percentile", {"q": 99.0})
     with pytest.raises(UserError, match="no option 'axis'"):
         check_options("observer", "min_max", {"axis": 0})
@@ -70,7 +82,7 @@ def test_percentile_ignores_a_rare_outlier_and_min_max_does_not():
 
 def test_per_channel_ranges():
     x = torch.tensor([[[1.0, -2.0]], [[3.0, 5.0]]])  # (2, 1, 2)
-    for cls in ALL:
+    for cls in (MinMax, MovingAverage, Percentile, MeanExtremes, MeanSquaredError, HistogramError):
         o = cls()
         o.axis = 0
         o.observe(x)
@@ -109,7 +121,7 @@ def test_percentile_100_is_min_max():
 
 def test_order_of_batches_and_their_size_do_not_matter():
     small, large = noise(100), 1000 * noise(100, seed=1)
-    for cls in (MinMax, Percentile):
+    for cls in (MinMax, *COUNTING):
         one, other, whole = cls(), cls(), cls()
         for x in (small, large):
             one.observe(x)
@@ -138,7 +150,7 @@ def test_a_restored_observer_goes_on_as_if_never_stopped(cls, axis):
 @pytest.mark.parametrize("cls", ALL)
 def test_half_precision_is_observed_in_float32(cls):
     o = cls()
-    o.observe(torch.tensor([-1.0, 3.0], dtype=torch.bfloat16, requires_grad=True))
+    o.observe(torch.tensor([-1.0, 1.0, 3.0], dtype=torch.bfloat16, requires_grad=True))
     low, high = o.range()
     assert low.dtype == high.dtype == torch.float32
     assert not high.requires_grad
@@ -175,7 +187,8 @@ def _rank(rank, port, results):
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     ranges = []
-    for make in (MinMax, MovingAverage, lambda: Percentile(q=90)):
+    more = (ThreeSigma, Entropy, MeanSquaredError, Aciq, MeanExtremes)
+    for make in (MinMax, MovingAverage, lambda: Percentile(q=90), *more):
         o = make()
         o.observe(torch.arange(100.0) * (1 if rank == 0 else 10))
         o.sync()
@@ -214,7 +227,13 @@ def test_two_processes_end_with_the_same_ranges():
         w.join(timeout=30)
         assert w.exitcode == 0
     assert facts[0]["ranges"] == facts[1]["ranges"]
-    min_max, moving, percentile = facts[0]["ranges"]
+    min_max, moving, percentile, *clipped, mean_extremes = facts[0]["ranges"]
+    assert mean_extremes == [0, pytest.approx((99 + 990 + 2 * 99) / 4)]  # 1-D: a sample each
+    whole = torch.cat([torch.arange(100.0), 10 * torch.arange(100.0), *2 * [torch.arange(100.0)]])
+    for make, got in zip((ThreeSigma, Entropy, MeanSquaredError, Aciq), clipped, strict=True):
+        o = make()
+        o.observe(whole)
+        assert pair(o) == got
     assert min_max == [0, 990]
     assert moving == pytest.approx([0, 0.9 * (99 + 990) / 2 + 0.1 * 99])
     # 400 values: 40 lie above; of 0, 10, ..., 990 these are 600 and more (39), and 590 (the 40th)

@@ -7,8 +7,8 @@ from quant_session import PROFILE, batch
 
 from gracile.quantize import engine
 from gracile.quantize.dorefa import DorefaGrid
+from gracile.quantize.learned_ranges import Clip, Step
 from gracile.quantize.methods.pact import PactOptions
-from gracile.quantize.ranges import Clip, Step
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,14 @@ def _profile(monkeypatch):
 
 
 def clips(method):
-    return [r for r in method.ranges.values() if isinstance(r, Clip)]
+    return [r for r in method.learned.values() if isinstance(r, Clip)]
 
 
 def test_alpha_starts_where_it_is_told():
     _, method, _ = fired("pact", bits=4, clip_init=6.0)
     assert clips(method)
     assert all(r.values["alpha"].item() == pytest.approx(6) for r in clips(method))
-    assert isinstance(method.ranges["x.input"], Step)
+    assert isinstance(method.learned["x.input"], Step)
     _, method, _ = fired("pact", bits=4, clip_init="observed")
     assert all(r.values["alpha"].item() < 6 for r in clips(method))
 
@@ -46,7 +46,7 @@ def test_alpha_decays_as_told_or_as_the_training_does_and_steps_do_not(given, de
         of_clips = any(p is r.values.get("alpha") for r in clips(method) for p in group["params"])
         assert group["weight_decay"] == (decay if of_clips else 0.0) or decay == 0.0
     alpha = clips(method)[0].values["alpha"]
-    for r in method.ranges.values():
+    for r in method.learned.values():
         for p in r.values.values():
             p.grad = torch.zeros_like(p)
     before = alpha.item()

@@ -360,3 +360,79 @@ def test_a_plan_of_another_network_is_refused():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PtqOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("observer", "message"),
+    [
+        ({"name": "percentile", "q": 20.0}, r"q must be in \(50, 100\] percent, got 20"),
+        ({"name": "aciq", "distribution": "beta"}, "distribution must be 'best' or"),
+        ({"name": "mse", "steps": 0}, "steps must be 2 or more"),
+    ],
+)
+def test_options_of_an_observer_are_checked_with_the_recipe(observer, message):
+    for key in ("observer", "weight_observer"):
+        with pytest.raises(ValueError, match=message):
+            PtqOptions(**{key: observer})
+
+
+# --- grids
+
+
+def test_all_scales_are_powers_of_two_if_asked():
+    session, method = quantized(scale="power_of_two", weight_symmetric=False, zero="tune")
+    for name, value in method.tensors().items():
+        if name.endswith(".scale"):
+            assert (torch.frexp(value).mantissa == 0.5).all(), name
+    assert error(session.model, net()) < 0.1
+
+
+def test_tuned_ranges_hold_all_that_was_seen():
+    session = FakeSession(net())
+    method = ptq(session, observer="min_max", bits=4, zero="tune")
+    method.on_fire(session, 1.0)
+    for id, r in method.ranges().items():
+        q = method.quantizers[id]
+        assert (q.qmin - q.zero_point) * q.scale <= r.low + 1e-6
+        assert (q.qmax - q.zero_point) * q.scale >= r.high - 1e-6
+
+
+@pytest.mark.parametrize("observer", ["kl", "mse", "histogram", "aciq", "three_sigma"])
+def test_observers_are_told_the_grid(observer):
+    told = {}
+    session = FakeSession(net())
+    method = ptq(session, observer=observer, weight_observer=observer, bits=5, weight_bits=3)
+    method.lay(session)
+    for a in method.placement.activations:
+        if a.observed:
+            o = method.quantizers[a.id].observer
+            told[a.id] = (o.bits, o.signed, o.symmetric, o.axis)
+    assert told["x"] == (5, False, False, None)
+    assert told["relu"] == (5, False, True, None)
+    made = []
+    grid = method.grids["conv2.weight"]
+    grid.make_observer = lambda: made.append(method.options.weight_observer.fn()) or made[0]
+    grid.params(session.parameter("conv2.weight"))
+    o = made[0]
+    assert (o.bits, o.signed, o.symmetric, o.narrow, o.axis) == (3, True, True, True, 0)
+
+
+def test_clipped_weights_round_better_at_few_bits():
+    errors = []
+    for observer in ("min_max", "mse"):
+        session, method = quantized(weight_bits=3, weight_observer=observer, per_channel=False)
+        weight = session.parameter("conv2.weight").detach()
+        errors.append((method.grids["conv2.weight"](weight) - weight).pow(2).sum().item())
+    assert errors[1] < errors[0]
+
+
+def test_sums_that_could_outgrow_32_bits_are_told():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    for bits, told in ((8, False), (16, True)):
+        session = FakeSession(model)
+        method = ptq(session, bits=bits)
+        method.on_fire(session, 1.0)
+        session.finish(method)
+        codes = [code for code, _ in session.warnings]
+        assert ("quantize.accumulator" in codes) is told
+    assert "'1' need" in session.warnings[0][1]

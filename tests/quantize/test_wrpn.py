@@ -47,7 +47,7 @@ def test_ends_are_those_that_are_given():
 
 def test_only_what_may_be_negative_is_learned():
     _, method, _ = fired("wrpn", bits=4)
-    learned = {k.rpartition(".")[0] for k in method.ranges}
+    learned = {k.rpartition(".")[0] for k in method.learned}
     specs = {a.id: a for a in method.placement.activations}
     assert learned
     assert not any(specs[id].nonnegative for id in learned)

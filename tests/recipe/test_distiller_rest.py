@@ -190,33 +190,37 @@ quantizers:
 
 
 @pytest.mark.parametrize(
-    ("line", "warns"),
+    ("line", "warns", "more"),
     [
-        ("bits_accum: 32", []),
-        ("bits_accum: 16", ["ignored"]),
-        ("model_activation_stats: stats/r18.yaml", ["ignored"]),
-        ("clip_acts: None", []),
-        ("clip_acts: avg", ["approximated"]),
-        ("clip_acts: N_STD\n    clip_n_stds: 2.5", ["approximated"]),
-        ("clip_half_range: True", []),
-        ("scale_approx_mult_bits: 8", ["ignored"]),
-        ("also_clip_weights: True", ["ignored"]),
-        ("save_fp_weights: True", []),
-        ("inputs_quant_auto_fallback: False", []),
-        ("fpq_module: null", []),
-        ("fp16: False", []),
-        ("overrides:", []),
+        ("bits_accum: 32", [], {}),
+        ("bits_accum: 16", ["ignored"], {}),
+        ("model_activation_stats: stats/r18.yaml", ["beside-recipe"], {"ranges": "stats/r18.yaml"}),
+        ("clip_acts: None", [], {}),
+        ("clip_acts: avg", [], {"observer": "mean_extremes"}),
+        ("clip_acts: N_STD\n    clip_n_stds: 2.5", [],
+         {"observer": {"name": "three_sigma", "n": 2.5, "spread": "std"}}),
+        ("clip_acts: GAUSS", [], {"observer": {"name": "aciq", "distribution": "gauss"}}),
+        ("clip_acts: Laplace\n    also_clip_weights: True", [],
+         {"observer": {"name": "aciq", "distribution": "laplace"},
+          "weight_observer": {"name": "aciq", "distribution": "laplace"}}),
+        ("clip_half_range: True", [], {}),
+        ("scale_approx_mult_bits: 8", ["ignored"], {}),
+        ("also_clip_weights: True", [], {}),
+        ("save_fp_weights: True", [], {}),
+        ("inputs_quant_auto_fallback: False", [], {}),
+        ("fpq_module: null", [], {}),
+        ("fp16: False", [], {}),
+        ("overrides:", [], {}),
     ],
-)
-def test_every_argument_of_ptq(line, warns):
+)  # fmt: skip
+def test_every_argument_of_ptq(line, warns, more):
     data, codes = converted(PTQ % line)
     assert codes == warns
     entry = data["methods"]["q"]
-    observer = "percentile" if "approximated" in warns else "min_max"
     assert entry == {
         "quantize": "ptq", "bits": 8, "weight_bits": 6, "symmetric": False,
-        "weight_symmetric": True, "per_channel": True, "observer": observer,
-        "when": {"at": "end"},
+        "weight_symmetric": True, "per_channel": True, "observer": "min_max",
+        "when": {"at": "end"}, **more,
     }  # fmt: skip
 
 
@@ -232,6 +236,7 @@ WRONG = [
     ("bits_activations: 0", "bits_activations must be a whole number >= 1, or null, got 0"),
     ("mode: SYMETRIC", "mode must be SYMMETRIC or"),
     ("clip_acts: AVERAGE", "clip_acts must be 'NONE' or"),
+    ("clip_acts: N_STD", "clip_acts is N_STD and needs clip_n_stds"),
     ("overrides: {conv1: {acts: 4}}", "overrides.conv1 has no key 'acts'"),
     ("overrides: {'conv(': {bits_weights: 4}}", "overrides.conv( is no regular expression"),
     ("overrides: {conv1: {input_overrides: {0: {from_outputs: True}}}}",

@@ -1,4 +1,3 @@
-import math
 import re
 
 import pytest
@@ -343,10 +342,12 @@ def test_presets_modes_and_bits():
 @pytest.mark.parametrize(
     ("kind", "observer"),
     [
-        ("mixed_min_max", "moving_average"),
+        ("mixed_min_max", "mean_extremes"),
+        ("mean_min_max", "mean_extremes"),
         ("min_max", "min_max"),
         ("percentile", {"name": "percentile", "q": 99.9}),
-        ("threesigma", {"name": "percentile", "q": 99.865}),
+        ("mean_percentile", {"name": "mean_percentile", "q": 99.9}),
+        ("threesigma", "three_sigma"),
     ],
 )
 def test_range_types_are_observers(kind, observer):
@@ -356,14 +357,10 @@ def test_range_types_are_observers(kind, observer):
     assert recipe["data"] == {"calibration": 100}
 
 
-def test_three_sigma_of_a_normal_distribution():
-    assert 50 * (1 + math.erf(3 / math.sqrt(2))) == pytest.approx(99.865, abs=1e-3)
-
-
 def test_ranges_for_one_group_of_quantizers_leave_the_other_alone():
     ranges = [{"type": "percentile", "target_quantizer_group": "weights"}]
     found = entry({**QUANTIZATION, "initializer": {"range": ranges}})
-    assert (found["observer"], found["weight_observer"]["name"]) == ("moving_average", "percentile")
+    assert (found["observer"], found["weight_observer"]["name"]) == ("mean_extremes", "percentile")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ class Result:
         records: measurements made on the way.
         ledger: status and reason of every tensor and operator.
         tensors: what the Plan's keys name: masks, scales, zero points.
+        ranges: operator -> what its output spans (`gracile.quantize.ranges.Range`), where a method
+            observed that.
         history: curves over training, name -> [(epoch, value), ...].
         warnings: (code, text) pairs for the report.
     """
@@ -30,5 +32,6 @@ class Result:
     records: list[Record] = field(default_factory=list)
     ledger: Any = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    ranges: dict[str, Any] = field(default_factory=dict)
     history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     warnings: list[tuple[str, str]] = field(default_factory=list)

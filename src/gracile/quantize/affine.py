@@ -7,6 +7,7 @@ padding and dead activations must not carry an error.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ MAX_BITS = 16  # (q - zero_point) * scale must be recoverable from its float32 v
 SMALLEST_SCALE = 2.0**-100  # keeps x / scale and 1 / scale finite in float32
 NEAR_ZERO = 1e-6  # OpenVINO takes an end of a range that is nearer to zero than this for zero
 CHANNEL_FLOOR = 2.0**-16  # share of the widest channel's scale that no channel goes below
+
+Scale = Literal["float", "power_of_two"]  # of a grid: any number, or one that is a shift
+Zero = Literal["nudge", "tune"]  # how 0.0 gets onto an asymmetric grid
 
 
 def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -43,7 +47,12 @@ def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
 
 
 def symmetric_params(
-    low: Tensor, high: Tensor, bits: int, signed: bool, narrow: bool = False
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    signed: bool,
+    narrow: bool = False,
+    scale: Scale = "float",
 ) -> tuple[Tensor, Tensor]:
     """Scale for a grid whose zero point is 0: the smallest one that covers [low, high].
 
@@ -52,6 +61,7 @@ def symmetric_params(
     Args:
         low, high: ends of the range, shape () or (channels,).
         bits, signed, narrow: the grid, see `qrange`.
+        scale: power_of_two rounds it up to one, and the grid covers more than the range.
 
     Returns:
         scale (float32, > 0) and zero_point (int32, all 0), of low's shape.
@@ -69,26 +79,37 @@ def symmetric_params(
             f"an unsigned grid with zero point 0 cannot hold {low.min().item():.6g}; use a signed "
             "grid or an asymmetric one."
         )
-    scale = high.clamp(min=0) / qmax
+    step = high.clamp(min=0) / qmax
     if signed:
-        scale = torch.maximum(scale, low.clamp(max=0) / qmin)
+        step = torch.maximum(step, low.clamp(max=0) / qmin)
     # One float up, so that the end itself never falls outside by rounding and keeps its gradient.
-    scale = torch.where(scale > 0, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale)
-    return _usable(scale), torch.zeros_like(scale, dtype=torch.int32)
+    step = _power_of_two(step) if scale == "power_of_two" else _up(step)
+    return _usable(step), torch.zeros_like(step, dtype=torch.int32)
 
 
-def asymmetric_params(low: Tensor, high: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor]:
+def asymmetric_params(
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    signed: bool,
+    scale: Scale = "float",
+    zero: Zero = "nudge",
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid that covers [min(low, 0), max(high, 0)].
 
-    The zero point is the nearest integer to where 0.0 falls, with the scale kept ("nudging", Jacob
-    et al. 2018, section 3.1). NNCF's range tuning widens the scale instead, so that no end moves
-    inwards; here an end moves by at most scale / 2, so no value of the range is off by more than
-    that. `range_of` gives the range after nudging. An end within 1e-6 of zero, but not zero, is
+    The zero point is the nearest integer to where 0.0 falls. With `nudge` the scale is kept (Jacob
+    et al. 2018, section 3.1): an end moves by at most scale / 2, so no value of the range is off by
+    more than that. With `tune` (Kozlov et al. 2020, arXiv:2002.08679, section 3.1) the scale grows
+    until both ends are on the grid; where 0.0 is next to an end, that end gets one integer, so
+    that, unlike there, neither end moves inwards and 0.0 is on the grid always.
+    `range_of` gives the range that came of it. An end within 1e-6 of zero, but not zero, is
     moved out to 2e-6; where both are nearer than half of that, zero is the middle of the grid.
 
     Args:
         low, high: ends of the range, shape () or (channels,).
         bits, signed: the grid, see `qrange`.
+        scale: power_of_two rounds it up to one, and the grid covers more than the range.
+        zero: nudge or tune.
 
     Returns:
         scale (float32, > 0) and zero_point (int32, in [qmin, qmax]), of low's shape.
@@ -103,9 +124,12 @@ def asymmetric_params(low: Tensor, high: Tensor, bits: int, signed: bool) -> tup
     qmin, qmax = qrange(bits, signed)
     steps = qmax - qmin
     low, high = _distinct_from_zero(low.clamp(max=0), high.clamp(min=0), steps)
-    scale = _usable(high / steps - low / steps)  # not (high - low) / steps, which may overflow
-    zero_point = (qmin - torch.round(low / scale)).clamp(qmin, qmax)
-    return scale, zero_point.to(torch.int32)
+    step = high / steps - low / steps  # not (high - low) / steps, which may overflow
+    if zero == "tune":
+        return _tuned(low, high, step, qmin, steps, scale)
+    step = _usable(_power_of_two(step) if scale == "power_of_two" else step)
+    zero_point = (qmin - torch.round(low / step)).clamp(qmin, qmax)
+    return step, zero_point.to(torch.int32)
 
 
 def range_of(
@@ -188,6 +212,41 @@ def _distinct_from_zero(low: Tensor, high: Tensor, steps: int) -> tuple[Tensor, 
     away = torch.where(around & (low > -NEAR_ZERO), -2 * NEAR_ZERO, low)
     far = torch.where(around & (high < NEAR_ZERO), 2 * NEAR_ZERO, high)
     return torch.where(tiny, -half * middle, away), torch.where(tiny, (steps - half) * middle, far)
+
+
+def _tuned(
+    low: Tensor, high: Tensor, step: Tensor, qmin: int, steps: int, scale: Scale
+) -> tuple[Tensor, Tensor]:
+    """The smallest scale with both ends on the grid, for the nearest zero point.
+
+    The published formula, which compares two widened ranges, is the larger of these two scales.
+    """
+    below = torch.round(-low / torch.where(step > 0, step, 1))
+    below = torch.where(low < 0, below.clamp(min=1), below)
+    below = torch.where(high > 0, below.clamp(max=steps - 1), below).clamp(0, steps)
+    step = torch.maximum(-low / below.clamp(min=1), high / (steps - below).clamp(min=1))
+    if scale == "power_of_two":
+        step = _power_of_two(step)
+        below = torch.ceil(-low / _usable(step))
+        wide = below + torch.ceil(high / _usable(step)) > steps
+        step = torch.where(wide, 2 * step, step)
+        below = torch.where(wide, torch.ceil(-low / _usable(step)), below)
+    else:
+        step = _up(step)
+    return _usable(step), (qmin + below).to(torch.int32)
+
+
+def _power_of_two(scale: Tensor) -> Tensor:
+    """The smallest power of two that is not less; 0 stays 0."""
+    mantissa, exponent = torch.frexp(scale)  # mantissa in [0.5, 1)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.where(scale > 0, torch.ldexp(torch.ones_like(scale), exponent), scale)
+
+
+def _up(scale: Tensor) -> Tensor:
+    """The next float above; 0 stays 0."""
+    above = torch.nextafter(scale, torch.full_like(scale, math.inf))
+    return torch.where(scale > 0, above, scale)
 
 
 def _usable(scale: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from gracile.quantize.affine import qrange
 from gracile.quantize.dorefa import DorefaGrid, dorefa_spec
 from gracile.quantize.engine import LAYER, WeightGrid
 from gracile.quantize.learned import LearnedOptions, LearnedQuantizer
+from gracile.quantize.learned_ranges import LearnedRange, Step
 from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec
-from gracile.quantize.ranges import LearnedRange, Step
 from gracile.recipe.fields import kernel
 
 OBSERVED = ("per_channel", "weight_symmetric", "weight_observer")  # of grids that are observed

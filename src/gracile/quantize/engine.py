@@ -5,11 +5,13 @@ overlay, activations a quantizer module on the captured graph; the two methods d
 ranges are observed and when they stop moving.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
@@ -18,16 +20,43 @@ from gracile.core.plan import Bits
 from gracile.errors import GracileError
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
-from gracile.quantize.affine import asymmetric_params, qrange, symmetric_params
+from gracile.quantize.affine import (
+    Scale,
+    Zero,
+    along,
+    asymmetric_params,
+    qrange,
+    quantize,
+    symmetric_params,
+)
 from gracile.quantize.edges import with_edges
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.patterns import WEIGHT_OPS
 from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec, place
 from gracile.quantize.profile import load_profile
-from gracile.recipe.fields import KernelRef, Selector, kernel
+from gracile.quantize.ranges import Range
+from gracile.quantize.requantize import accumulator_bits
+from gracile.recipe.fields import Kernel, KernelRef, Selector, kernel
 
 LAYER = "quantize"  # the overlay layer of weights
+ACCUMULATOR_BITS = 32  # of every integer kernel here
+
+Params = Callable[[Tensor, Tensor, WeightSpec | ActivationSpec], tuple[Tensor, Tensor]]
+
+
+def params_of(
+    low: Tensor,
+    high: Tensor,
+    spec: WeightSpec | ActivationSpec,
+    scale: Scale = "float",
+    zero: Zero = "nudge",
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range on the grid a spec asks for."""
+    if spec.symmetric:
+        narrow = getattr(spec, "narrow", False)
+        return symmetric_params(low, high, spec.bits, spec.signed, narrow, scale)
+    return asymmetric_params(low, high, spec.bits, spec.signed, scale, zero)
 
 
 class QuantizeOptions(Options):
@@ -68,6 +97,37 @@ class QuantizeOptions(Options):
     profile: str = "auto"
     after: str | None = None
 
+    @field_validator("observer", "weight_observer", check_fields=False)
+    @classmethod
+    def _can_be_made(cls, value: Any) -> Any:
+        if isinstance(value, Kernel):
+            value.fn()  # refuses options that are out of range
+        return value
+
+    @property
+    def params(self) -> Params:
+        """What makes a grid of a range."""
+        return params_of
+
+
+class ObservedOptions(QuantizeOptions):
+    """Options of methods whose grids are those of observed ranges, added to `QuantizeOptions`.
+
+    Attributes:
+        scale: power_of_two rounds scales up to one, for kernels that only shift. A BatchNorm that
+            is folded at export multiplies its weight's scales; those of activations stay.
+        zero: how 0.0 gets onto an asymmetric grid: nudge moves an end of the range by up to half a
+            step, tune widens the range so that neither end moves inwards (NNCF).
+    """
+
+    scale: Scale = "float"
+    zero: Zero = "nudge"
+
+    @property
+    def params(self) -> Params:
+        """What makes a grid of a range, as these options say."""
+        return partial(params_of, scale=self.scale, zero=self.zero)
+
 
 class WeightGrid:
     """The overlay that puts one weight on its grid.
@@ -76,8 +136,13 @@ class WeightGrid:
     `fix` keeps it. Rounding passes gradients straight through; the scale gets none.
     """
 
-    def __init__(self, spec: WeightSpec, make_observer: Callable[[], Observer]):
-        self.spec, self.make_observer = spec, make_observer
+    def __init__(
+        self,
+        spec: WeightSpec,
+        make_observer: Callable[[], Observer],
+        make_params: Params = params_of,
+    ):
+        self.spec, self.make_observer, self.make_params = spec, make_observer, make_params
         self.qmin, self.qmax = qrange(spec.bits, spec.signed, spec.narrow)
         self.scale: Tensor | None = None
         self.zero_point: Tensor | None = None
@@ -86,15 +151,20 @@ class WeightGrid:
         """Scale and zero point: the kept ones, else those of this weight."""
         if self.scale is not None and self.zero_point is not None:
             return self.scale, self.zero_point
-        observer = self.make_observer()
-        observer.axis = self.spec.axis
+        observer = observer_for(self.spec, self.make_observer)
         observer.observe(weight.detach())
-        return params_of(*observer.range(), self.spec)
+        return self.make_params(*observer.range(), self.spec)
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The weight as the integer kernels will see it."""
         scale, zero_point = self.params(weight)
         return affine(weight, scale, zero_point, self.qmin, self.qmax, self.spec.axis)
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """The weight on its grid, as integers less their zero point."""
+        scale, zero_point = self.params(weight)
+        q = quantize(weight, scale, zero_point, self.qmin, self.qmax, self.spec.axis)
+        return q - along(zero_point, q, self.spec.axis)
 
     def fix(self, weight: Tensor) -> None:
         """Keep this weight's scale and zero point from now on."""
@@ -114,6 +184,7 @@ class Quantizer(Method):
         self.placement: Placement | None = None
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
+        self.found: dict[str, Range] = {}  # of activations that are observed, by id
         self.laid = False
 
     # --- hooks that both methods share
@@ -145,6 +216,7 @@ class Quantizer(Method):
         """Keep all scales and say what is on which grid."""
         self.fix_weights(s)
         self.settle()
+        self._warn_of_sums(s)
         return self.edits(s)
 
     # --- the parts subclasses put in order
@@ -164,7 +236,7 @@ class Quantizer(Method):
             existing = self._existing(s, a)
             q = existing or ActivationQuantizer()
             q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, False
-            q.mode, q.observer = "off", self._observer() if a.observed else None
+            q.mode, q.observer = "off", self._observer(a) if a.observed else None
             q.rule = fake_quantize
             q.__dict__["by"] = self.id
             self.quantizers[a.id] = q
@@ -184,11 +256,21 @@ class Quantizer(Method):
         if self.quantizers:
             s.calibrate(self)
         self.refresh()
+        self.quantize()
+
+    def quantize(self) -> None:
+        """From now on activations are rounded to their grids."""
         for q in self.quantizers.values():
             q.mode = "quantize"
 
     def refresh(self) -> None:
         """Set scales and zero points of all activations from what their observers have seen."""
+        assert self.placement is not None
+        self.set_ranges({a.id: self._range(a) for a in self.placement.activations if a.observed})
+
+    def set_ranges(self, found: Mapping[str, Range]) -> None:
+        """Set scales and zero points of all activations from the ranges of those observed."""
+        self.found = dict(found)
         for members in self._sharing().values():
             scale, zero_point = self._params(members)
             for a in members:
@@ -242,6 +324,13 @@ class Quantizer(Method):
             ),
         ]
 
+    def ranges(self) -> dict[str, Range]:
+        """What every activation spans that was observed and is still this method's, by id."""
+        if self.placement is None or not self.laid:
+            return {}
+        mine = (a for a in self.placement.activations if a.id in self.found)
+        return {a.id: self.found[a.id] for a in mine if self._owns(self.session, a)}
+
     def tensors(self) -> dict[str, Tensor]:
         """`<key>.scale` and `<key>.zero_point` of every Edit, once the grids are set."""
         out: dict[str, Tensor] = {}
@@ -275,13 +364,17 @@ class Quantizer(Method):
                 for id, q in self.quantizers.items()
                 if q.observer is not None
             },
+            "ranges": {id: list(r) for id, r in self.found.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state["laid"]:
             return
         s = self.session
-        self.lay(s, Placement.from_dict(state["placement"]))
+        placement = Placement.from_dict(state["placement"])
+        self.lay(s, placement)
+        specs = {a.id: a for a in placement.activations}
+        self.found = {id: Range(*r) for id, r in state["ranges"].items()}
         for address, values in state["weights"].items():
             grid = self.grids[address]
             grid.scale = values["scale"].to(s.device)
@@ -291,7 +384,7 @@ class Quantizer(Method):
             q.scale.copy_(values["scale"])
             q.zero_point.copy_(values["zero_point"])
             q.mode = values["mode"]
-            q.observer = self._observer() if id in state["observers"] else None
+            q.observer = self._observer(specs[id]) if id in state["observers"] else None
             if q.observer is not None:
                 stored = state["observers"][id]
                 q.observer.load_state_dict({k: v.to(s.device) for k, v in stored.items()})
@@ -334,7 +427,7 @@ class Quantizer(Method):
 
     def _grid(self, spec: WeightSpec) -> WeightGrid:
         """The overlay of one weight."""
-        return WeightGrid(spec, self.options.weight_observer.fn)
+        return WeightGrid(spec, self.options.weight_observer.fn, self.options.params)
 
     def _sharing(self) -> dict[str, list[ActivationSpec]]:
         """Activations by the id of the one whose scale they take."""
@@ -346,14 +439,39 @@ class Quantizer(Method):
 
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         """Scale and zero point of activations that share them, as observed."""
-        ranges = [self._range(a) for a in members if a.observed]
-        low = torch.stack([r[0] for r in ranges]).min()
-        high = torch.stack([r[1] for r in ranges]).max()
-        return params_of(low, high, members[0])
-
-    def _observer(self) -> Observer:
-        made: Observer = self.options.observer.fn()
+        ranges = [self.found[a.id] for a in members if a.observed]
+        low = torch.tensor(min(r.low for r in ranges))
+        high = torch.tensor(max(r.high for r in ranges))
+        made: tuple[Tensor, Tensor] = self.options.params(low, high, members[0])
         return made
+
+    def _observer(self, a: ActivationSpec) -> Observer:
+        return observer_for(a, self.options.observer.fn)
+
+    def _warn_of_sums(self, s: Any) -> None:
+        """Tell of layers whose sums could outgrow the accumulator."""
+        widest = max((q.bits for q in self.quantizers.values()), default=0)
+        large = {
+            address: grid
+            for address, grid in self.grids.items()
+            if grid.spec.bits + widest + math.log2(s.parameter(address).numel()) > ACCUMULATOR_BITS
+        }
+        for node in s.graph.of_op(*WEIGHT_OPS) if large and widest else ():
+            grid = large.get(node.params.get("weight", ""))
+            source = s.graph.nodes.get(node.inputs[0])
+            if grid is None or source is None or source.op != "quantize":
+                continue
+            q = s.model.get_submodule(source.module)
+            zero_point = int(q.zero_point)
+            weight = s.overlays.effective(grid.spec.address, upto="share").detach()
+            ends = q.qmin - zero_point, q.qmax - zero_point
+            bits = accumulator_bits(grid.integers(weight), *ends, _summed_apart(node))
+            if bits > ACCUMULATOR_BITS:
+                s.warn(
+                    "quantize.accumulator",
+                    f"the sums of '{node.id}' need {bits} bits in the worst case, integer kernels "
+                    f"have {ACCUMULATOR_BITS}; take fewer bits for its weight or its input.",
+                )
 
     def _existing(self, s: Any, a: ActivationSpec) -> ActivationQuantizer | None:
         node = s.graph.nodes.get(f"{a.id}.quantize")
@@ -362,13 +480,15 @@ class Quantizer(Method):
         module: ActivationQuantizer = s.model.get_submodule(node.module)
         return module
 
-    def _range(self, a: ActivationSpec) -> tuple[Tensor, Tensor]:
+    def _range(self, a: ActivationSpec) -> Range:
         try:
             self.quantizers[a.id].observer.sync()
             low, high = self.quantizers[a.id].observer.range()
         except GracileError as e:
             raise GracileError(f"'{self.id}': the range of '{a.id}': {e}") from None
-        return (torch.zeros_like(low), high.clamp(min=0)) if a.nonnegative else (low, high)
+        o = self.options.observer
+        found = Range(float(low), float(high), o.name if isinstance(o, Kernel) else str(o))
+        return found.above_zero() if a.nonnegative else found
 
     def _owns(self, s: Any, what: str | ActivationSpec) -> bool:
         if isinstance(what, str):
@@ -378,13 +498,20 @@ class Quantizer(Method):
         return q.__dict__.get("by") == self.id
 
 
-def params_of(
-    low: Tensor, high: Tensor, spec: WeightSpec | ActivationSpec
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range on the grid a spec asks for."""
-    if spec.symmetric:
-        return symmetric_params(low, high, spec.bits, spec.signed, getattr(spec, "narrow", False))
-    return asymmetric_params(low, high, spec.bits, spec.signed)
+def observer_for(
+    spec: WeightSpec | ActivationSpec, make_observer: Callable[[], Observer]
+) -> Observer:
+    """A new observer that knows the grid its range is for."""
+    made = make_observer()
+    made.axis = getattr(spec, "axis", None)
+    made.bits, made.signed, made.symmetric = spec.bits, spec.signed, spec.symmetric
+    made.narrow = getattr(spec, "narrow", False)
+    return made
+
+
+def _summed_apart(node: Any) -> int:
+    """Axis of a weight over which its layer does not sum."""
+    return 1 if node.op == "conv_transpose" else 0
 
 
 def _exists(s: Any, address: str) -> bool:

@@ -15,10 +15,12 @@ from gracile.core.schedule import TimeField
 from gracile.distribute.collective import average_gradients
 from gracile.errors import BindError, GracileError
 from gracile.nn.rounding import fake_quantize
+from gracile.quantize.affine import range_of
 from gracile.quantize.engine import WeightGrid
+from gracile.quantize.learned_ranges import LearnedRange
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.placement import ActivationSpec, WeightSpec
-from gracile.quantize.ranges import LearnedRange
+from gracile.quantize.ranges import Range
 from gracile.quantize.training import TrainedQuantizer, TrainingOptions
 from gracile.recipe.fields import KernelRef, kernel
 
@@ -70,7 +72,7 @@ class LearnedQuantizer(TrainedQuantizer):
     without knowing of them. By default it follows the learning rate of the training.
 
     Attributes:
-        ranges: key of the Bits edit -> its range; of activations that share one, the leader's.
+        learned: key of the Bits edit -> its range; of activations that share one, the leader's.
         frozen: the ranges stand still.
     """
 
@@ -78,7 +80,7 @@ class LearnedQuantizer(TrainedQuantizer):
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
-        self.ranges: dict[str, LearnedRange] = {}
+        self.learned: dict[str, LearnedRange] = {}
         self.frozen = False
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -98,7 +100,7 @@ class LearnedQuantizer(TrainedQuantizer):
 
     def first_weight(self, weight: Tensor, spec: WeightSpec) -> tuple[Tensor, Tensor]:
         """Scale and zero point a weight starts from: as observed."""
-        return WeightGrid(spec, self.options.weight_observer.fn).params(weight)
+        return super()._grid(spec).params(weight)
 
     # --- hooks
 
@@ -137,7 +139,7 @@ class LearnedQuantizer(TrainedQuantizer):
     def on_before_step(self, s: Any) -> None:
         if not self._learning or self.optimizer is None:
             return
-        ranges = list(self.ranges.values())
+        ranges = list(self.learned.values())
         average_gradients(nn.ParameterList(p for r in ranges for p in r.values.values()))
         before = [{k: v.detach().clone() for k, v in r.values.items()} for r in ranges]
         for group in self.optimizer.param_groups:
@@ -154,7 +156,7 @@ class LearnedQuantizer(TrainedQuantizer):
             return
         states = {
             (key, name): dict(self.optimizer.state[p])
-            for key, r in self.ranges.items()
+            for key, r in self.learned.items()
             for name, p in r.values.items()
         }
         edits = list(edits)
@@ -168,10 +170,10 @@ class LearnedQuantizer(TrainedQuantizer):
         super().on_surgery(s, edits)
         for spec in self._weights():
             if spec.address not in self.grids:
-                self.ranges.pop(f"{spec.address}.weight", None)
+                self.learned.pop(f"{spec.address}.weight", None)
         self._make_optimizer(s)
         if self.optimizer is not None:
-            for key, r in self.ranges.items():
+            for key, r in self.learned.items():
                 for name, p in r.values.items():
                     self.optimizer.state[p] = states[key, name]
 
@@ -190,7 +192,7 @@ class LearnedQuantizer(TrainedQuantizer):
                 with torch.no_grad():
                     weight = s.overlays.effective(spec.address, upto="share").detach()
                     grid.learned.start(*self.first_weight(weight, spec))
-                self.ranges[f"{spec.address}.weight"] = grid.learned
+                self.learned[f"{spec.address}.weight"] = grid.learned
 
     def refresh(self) -> None:
         """Start the ranges of activations from what was observed."""
@@ -204,9 +206,9 @@ class LearnedQuantizer(TrainedQuantizer):
         return {
             **super().state_dict(),
             "frozen": self.frozen,
-            "ranges": {
+            "learned": {
                 key: {k: v.detach().clone() for k, v in r.values.items()}
-                for key, r in self.ranges.items()
+                for key, r in self.learned.items()
             },
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
         }
@@ -217,14 +219,23 @@ class LearnedQuantizer(TrainedQuantizer):
             return
         self._start_activations()
         with torch.no_grad():
-            for key, values in state["ranges"].items():
+            for key, values in state["learned"].items():
                 for name, value in values.items():
-                    self.ranges[key].values[name].copy_(value)
+                    self.learned[key].values[name].copy_(value)
         self._make_optimizer(self.session)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         if state["frozen"]:
             self._freeze(self.session)
+
+    def ranges(self) -> dict[str, Range]:
+        """What every activation's grid spans now: observed ranges were only the start."""
+        out = {}
+        for id, seen in super().ranges().items():
+            q = self.quantizers[id]
+            low, high = range_of(q.scale, q.zero_point, q.bits, q.signed, q.narrow)
+            out[id] = Range(float(low), float(high), seen.observer)
+        return out
 
     # --- inside
 
@@ -248,7 +259,7 @@ class LearnedQuantizer(TrainedQuantizer):
                 continue
             first = self.quantizers[members[0].id]
             learned.start(first.scale, first.zero_point)
-            self.ranges[f"{leader}.{members[0].role}"] = learned
+            self.learned[f"{leader}.{members[0].role}"] = learned
             for a in members:
                 self.quantizers[a.id].rule = learned
 
@@ -272,7 +283,7 @@ class LearnedQuantizer(TrainedQuantizer):
 
     def _make_optimizer(self, s: Any) -> None:
         groups: dict[float, list[nn.Parameter]] = {}
-        for r in self.ranges.values():
+        for r in self.learned.values():
             groups.setdefault(self.decay(s, r), []).extend(r.values.values())
         each: Any = [{"params": p, "weight_decay": decay} for decay, p in groups.items()]
         if not each:

@@ -25,6 +25,8 @@ from gracile.core.state import write_atomic_with, write_json
 from gracile.errors import UserError
 from gracile.export import parity
 from gracile.graph.capture import capture
+from gracile.quantize.ranges import NAME as RANGES
+from gracile.quantize.ranges import save_ranges
 from gracile.recipe.load import load as load_recipe
 from gracile.recipe.schema import Recipe
 from gracile.train.accuracy_aware import AccuracyAware
@@ -198,6 +200,8 @@ class _Run:
         save_model(self.out, result)
         if result.plan.of_kind("share"):
             write_packed(self.out / PACKED, finished_tensors(result), result.plan)
+        if result.ranges:
+            save_ranges(self.out / RANGES, result.ranges)
         result.ledger.save(self.out / "ledger.json")
         write_json(self.out / "history.json", {"curves": s.history})
         return {"warnings": result.warnings, "cut": _worst_cut(s.history), "recipe": recipe.sha}

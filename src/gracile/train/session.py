@@ -277,6 +277,7 @@ class Session(Trying):
         check_conflicts(edits, self.recipe.lines)
         self.plan = self.plan.extended(edits)
         tensors = self._collect_tensors()
+        ranges = {k: r for m in self.methods for k, r in getattr(m, "ranges", dict)().items()}
         self._bake()
         self.close()
         self.model.eval()
@@ -285,6 +286,7 @@ class Session(Trying):
             plan=self.plan,
             ledger=self._ledger(),
             tensors=tensors,
+            ranges=ranges,
             history=self.history,
             warnings=self.warnings,
         )

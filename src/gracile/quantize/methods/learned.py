@@ -6,8 +6,8 @@ from pydantic import Field
 
 from gracile.core.method import method
 from gracile.quantize.learned import LearnedOptions, LearnedQuantizer
+from gracile.quantize.learned_ranges import End, LearnedRange, Span
 from gracile.quantize.placement import ActivationSpec, WeightSpec
-from gracile.quantize.ranges import End, LearnedRange, Span
 
 
 class RangesOptions(LearnedOptions):

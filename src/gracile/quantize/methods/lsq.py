@@ -10,9 +10,9 @@ from torch import Tensor
 from gracile.core.method import method
 from gracile.distribute.collective import all_reduce_mean_
 from gracile.quantize.learned import LearnedOptions, LearnedQuantizer
+from gracile.quantize.learned_ranges import LearnedRange, Step
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.placement import ActivationSpec, WeightSpec
-from gracile.quantize.ranges import LearnedRange, Step
 from gracile.recipe.fields import Kernel, KernelRef
 
 PAPER = "lsq"
@@ -86,14 +86,14 @@ class Lsq(LearnedQuantizer):
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         if isinstance(self.options.observer, Kernel):
             return super()._params(members)
-        means = [self._range(a)[1] for a in members if a.observed]
-        return self._first(torch.stack(means).mean(), members[0])
+        means = [self.found[a.id].high for a in members if a.observed]
+        return self._first(torch.tensor(means).mean(), members[0])
 
     def _first(self, mean: Tensor, spec: WeightSpec | ActivationSpec) -> tuple[Tensor, Tensor]:
         step = Step(spec)
         scale = first_step(mean, step.levels)
         return scale, torch.full_like(scale, step.zero, dtype=torch.int32)
 
-    def _observer(self) -> Any:
+    def _observer(self, a: ActivationSpec) -> Any:
         paper = not isinstance(self.options.observer, Kernel)
-        return Magnitude() if paper else super()._observer()
+        return Magnitude() if paper else super()._observer(a)

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from gracile.core.method import method
 from gracile.quantize.clipped import SqueezedOptions, SqueezedQuantizer
+from gracile.quantize.learned_ranges import Clip, LearnedRange
 from gracile.quantize.placement import ActivationSpec
-from gracile.quantize.ranges import Clip, LearnedRange
 
 
 class PactOptions(SqueezedOptions):

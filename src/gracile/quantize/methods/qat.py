@@ -10,12 +10,13 @@ from gracile.core.method import method
 from gracile.core.plan import Bits
 from gracile.core.schedule import TimeField
 from gracile.nn.quantized import ActivationQuantizer
+from gracile.quantize.engine import ObservedOptions
 from gracile.quantize.training import TrainedQuantizer, TrainingOptions
 from gracile.recipe.fields import KernelRef, kernel
 
 
-class QatOptions(TrainingOptions):
-    """Options of `quantize: qat`, added to `TrainingOptions`.
+class QatOptions(TrainingOptions, ObservedOptions):
+    """Options of `quantize: qat`, added to `TrainingOptions` and `ObservedOptions`.
 
     Attributes:
         observer: range of an activation; first over the calibration batches, then over training.

@@ -18,9 +18,15 @@ class Observer(ABC):
     Attributes:
         axis: the kept axis (one range per channel); None, the default, for one range per tensor.
             Set it before the first `observe`.
+        bits, signed, symmetric, narrow: the grid the range is for, see `affine.qrange`; symmetric
+            means zero point 0. Who clips by the error of the grid goes by them.
     """
 
     axis: int | None = None
+    bits: int = 8
+    signed: bool = False
+    symmetric: bool = False
+    narrow: bool = False
     saved: ClassVar[tuple[str, ...]] = ("low", "high")  # tensors that make up the state
 
     low: Tensor | None = None
@@ -65,6 +71,16 @@ class Observer(ABC):
         for name in self.saved:
             value = state.get(name)
             setattr(self, name, None if value is None else value.clone())
+
+
+def rows(x: Tensor, axis: int | None) -> Tensor:
+    """x as float32 with one row for each range: (1, values) or (channels, values).
+
+    >>> rows(torch.zeros(2, 3, 4), 1).shape
+    torch.Size([3, 8])
+    """
+    x = x.detach().float()
+    return x.reshape(1, -1) if axis is None else x.transpose(0, axis).flatten(1)
 
 
 def ends(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:

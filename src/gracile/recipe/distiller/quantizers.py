@@ -29,7 +29,6 @@ _EXACT = re.compile(r"[\w.-]+")
 _UNTOLD = {  # value that changes nothing -> what is lost otherwise
     "bits_accum": (32, "accumulators have 32 bits in the runtimes."),
     "scale_approx_mult_bits": (None, "scales are the runtime's own."),
-    "also_clip_weights": (False, "weights are not clipped."),
     "quantize_inputs": (True, "the profile decides about the model's input."),
     "num_bits_inputs": (None, "the model's input has the bits of activations."),
 }
@@ -55,7 +54,7 @@ def convert(s: Schedule, c: Component, p: Policy | None) -> list[Entry]:
     if method == "ptq":
         if p is not None:
             s.warn("fixed", p.keys, "quantizes after training, whatever the epochs are.")
-        return _entries(s, c, {"observer": _observer(s, c), "when": {"at": "end"}})
+        return _entries(s, c, {**_ranges(s, c), "when": {"at": "end"}})
     assert p is not None
     if p.start > 0:
         s.warn("fixed", p.keys, "quantizes from the start, as Distiller's constructor did.")
@@ -171,15 +170,32 @@ def _own(c: Component) -> Entry:
     return clip if decay is None else {**clip, "clip_decay": float(decay)}
 
 
-def _observer(s: Schedule, c: Component) -> str:
-    clip = c.args.get("clip_acts", "NONE").upper()
-    if c.args.get("model_activation_stats") is not None:
+def _ranges(s: Schedule, c: Component) -> Entry:
+    """How ranges are found: the observers of the clipping mode, a statistics file."""
+    observer = _observer(s, c)
+    entry: Entry = {"observer": observer}
+    if c.args.get("also_clip_weights") and observer not in ("min_max", "mean_extremes"):
+        entry["weight_observer"] = observer
+    stats = c.args.get("model_activation_stats")
+    if stats is not None:
+        entry["ranges"] = stats
         s.warn(
-            "ignored",
+            "beside-recipe",
             (*c.keys, "model_activation_stats"),
-            "is not read: ranges come from the calibration data.",
+            "is looked for beside the recipe; Distiller looked in the folder it was started in.",
         )
-    if clip == "NONE":
-        return "min_max"
-    s.warn("approximated", (*c.keys, "clip_acts"), "becomes the percentile 99.99 of activations.")
-    return "percentile"
+    return entry
+
+
+def _observer(s: Schedule, c: Component) -> str | dict[str, Any]:
+    match c.args.get("clip_acts", "NONE").upper():
+        case "AVG":
+            return "mean_extremes"
+        case "N_STD":
+            n = c.args.get("clip_n_stds")
+            if n is None:
+                s.refuse((*c.keys, "clip_acts"), "is N_STD and needs clip_n_stds. Write such as 3.")
+            return {"name": "three_sigma", "n": float(n), "spread": "std"}
+        case "GAUSS" | "LAPLACE" as mode:
+            return {"name": "aciq", "distribution": mode.lower()}
+    return "min_max"

@@ -8,7 +8,6 @@ from gracile.recipe.nncf.grammar import Binarization, Grid, Quantization, Range,
 from gracile.recipe.nncf.work import Work
 
 FLOAT_BITS = 16  # of weights that wait for their epoch while activations are on a grid
-THREE_SIGMA = 99.865  # percentile that lies three standard deviations out
 
 # Set to this, a key means something that gracile does not have.
 _LEFT_OUT = {
@@ -199,17 +198,13 @@ def _observer(r: Range, group: str, method: str, keys: Keys, work: Work) -> Any:
         low, high = 100 - r.params.min_percentile, r.params.max_percentile
         if abs(low - high) > 1e-9:
             work.tell(keys, "has other percentiles below than above: the wider one counts here.")
-        if r.type == "mean_percentile" and group == "activations":
-            work.tell(keys, "averages percentiles of samples: here they are those of all values.")
-        return {"name": "percentile", "q": max(low, high)}
+        of_samples = r.type == "mean_percentile" and group == "activations"
+        return {"name": "mean_percentile" if of_samples else "percentile", "q": max(low, high)}
     if r.type == "threesigma":
-        work.tell(
-            keys, f"is threesigma: the percentiles that normal values have there, {THREE_SIGMA}."
-        )
-        return {"name": "percentile", "q": THREE_SIGMA}
+        return "three_sigma"
     if group == "weights" or method == "qat":
         return None
-    return "min_max" if r.type == "min_max" else "moving_average"
+    return "min_max" if r.type == "min_max" else "mean_extremes"
 
 
 def _tell(q: Quantization, keys: Keys, work: Work) -> None:
