@@ -332,19 +332,20 @@ def test_demo_and_compress_share_one_entry_point():
 def test_a_run_leaves_its_ranges_and_another_takes_them(finished, as_json, call, place):
     there = json.loads((finished / "ranges.json").read_text())["ranges"]
     assert {r["observer"] for r in there.values()} == {"percentile"}
-    as_json(*compress("int8.yaml", "seen", "--runtime", "onnxruntime"))
-    text = (place / "int8.yaml").read_text()
-    given = text.replace("quantize: ptq", "quantize: ptq, ranges: seen/ranges.json")
+    text = (place / "both.yaml").read_text()
+    given = text.replace("quantize: ptq", "quantize: ptq, ranges: run/ranges.json")
     (place / "given.yaml").write_text(given)
-    as_json(*compress("given.yaml", "given", "--runtime", "onnxruntime"))
-    seen, given = (load_file(place / f / "model.safetensors") for f in ("seen", "given"))
-    assert seen.keys() == given.keys()
-    assert all(torch.equal(seen[k], given[k]) for k in seen)
+    as_json(*compress("given.yaml", "given"))
+    seen, taken = (load_file(place / f / "model.safetensors") for f in ("run", "given"))
+    assert seen.keys() == taken.keys()
+    assert all(torch.equal(seen[k], taken[k]) for k in seen)
     as_json("export", "given", "--runtime", "onnxruntime", "--out", "from-given")
-    (place / "wrong.yaml").write_text(
-        text.replace("quantize: ptq", "quantize: ptq, ranges: n.json")
-    )
+
+
+def test_ranges_that_are_not_there_are_refused_before_anything_is_written(call, place):
+    text = (place / "int8.yaml").read_text().replace("ptq", "ptq, ranges: no.json")
+    (place / "wrong.yaml").write_text(text)
     code, _, err = call(*compress("wrong.yaml", "wrong"))
     assert code == 2
-    assert "wrong.yaml:6: 'int8': ranges: n: no such file" in err
+    assert "wrong.yaml:6: 'int8': ranges: no.json: no such file" in err
     assert not (place / "wrong").exists()
