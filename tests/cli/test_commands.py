@@ -30,8 +30,8 @@ COMMANDS = dict(commands())
 
 def test_the_commands_are_these():
     assert {" ".join(name) for name in COMMANDS} == {
-        "benchmark", "bisect", "compare", "compress", "demo", "export", "groups", "list", "report",
-        "summary", "undo", "recipe check", "recipe convert", "recipe explain",
+        "benchmark", "bisect", "compare", "compress", "demo", "export", "groups", "inspect", "list",
+        "report", "summary", "undo", "recipe check", "recipe convert", "recipe explain",
         "recipe simulate",
     }  # fmt: skip
 
