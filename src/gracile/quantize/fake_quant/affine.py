@@ -24,7 +24,7 @@ def affine(
 
     The gradient is the straight-through estimator: rounding counts as the identity, so dL/dx is
     dL/d(result) where x lies within the grid's range and 0 where it is clipped. Scale and zero
-    point come from observers and get no gradient.
+    point get theirs where they ask for one, see `nn.rounding.fake_quantize`.
 
     Args:
         x: any shape.

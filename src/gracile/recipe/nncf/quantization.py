@@ -17,14 +17,20 @@ _LEFT_OUT = {
         "first_layer_only",
         "is done for all layers or none: all, where the processor has no VNNI",
     ),
-    ("compression_lr_multiplier",): (..., "has nothing to multiply: scales are not trained here"),
+    ("compression_lr_multiplier",): (
+        ...,
+        "has nothing to multiply: `quantize: qat` does not train scales",
+    ),
     ("quantizable_subgraph_patterns",): (..., "are the runtime's profile here"),
     ("scope_overrides", "activations"): (..., "is left out: activations are quantized alike"),
     ("weights", "signed"): (False, "is not there: weights are signed"),
-    ("weights", "logarithm_scale"): (True, "has no effect: scales are not trained here"),
+    ("weights", "logarithm_scale"): (True, "has no effect: `quantize: qat` does not train scales"),
     ("activations", "signed"): (..., "follows from the operator here"),
     ("activations", "per_channel"): (True, "is not there: activations have one scale"),
-    ("activations", "logarithm_scale"): (True, "has no effect: scales are not trained here"),
+    ("activations", "logarithm_scale"): (
+        True,
+        "has no effect: `quantize: qat` does not train scales",
+    ),
     ("activations", "unified_scale_ops"): (..., "follow from the runtime's profile here"),
     ("activations", "ignored_scopes"): (..., "are left out: name operators in ignored_scopes"),
     ("activations", "target_scopes"): (..., "are left out: name operators in target_scopes"),
@@ -209,7 +215,11 @@ def _observer(r: Range, group: str, method: str, keys: Keys, work: Work) -> Any:
 
 def _tell(q: Quantization, keys: Keys, work: Work) -> None:
     if work.epochs:
-        work.tell(keys, "trains ranges in NNCF; here those of activations follow the batches.")
+        work.tell(
+            keys,
+            "trains ranges in NNCF; here those of activations follow the batches. "
+            "`quantize: learned` trains them.",
+        )
     for path, (different, text) in _LEFT_OUT.items():
         holder: Any = q
         for key in path[:-1]:
