@@ -137,6 +137,8 @@ REFUSED = {
     "ceil": (nn.MaxPool2d(2, ceil_mode=True), IMAGE),
     "alpha": (Call(lambda x: torch.add(x, x.relu(), alpha=2)), IMAGE),
     "floor": (Call(lambda x: torch.div(x, 2.0, rounding_mode="floor")), IMAGE),
+    "another name": (Call(lambda x: torch.cat([x, x], axis=1)), IMAGE),
+    "own statistics": (nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)), IMAGE),
     "a mean of all": (Call(lambda x: x + x.mean()), IMAGE),
     "one pixel": (Call(lambda x: x[:, :, 0]), IMAGE),
     "adaptive": (nn.AdaptiveAvgPool2d(4), IMAGE),

@@ -98,6 +98,8 @@ class Writer:
         emit, known = EMIT.get(call.op), (*SHAPES, *(call.rule.roles if call.rule else ()))
         if emit is None or any(v == COMPUTED for k, v in call.attrs.items() if k not in known):
             raise NotPlain(f"'{call.name}'")
+        if call.attrs.keys() & OTHER_NAMES:
+            raise NotPlain(f"'{call.name}' with NumPy's names of its arguments")
         _check_in_place(node, call)
         before = len(self.nodes)
         made = emit(self, node, call)
@@ -167,6 +169,7 @@ class Writer:
 
 Emit = Callable[[Writer, fx.Node, Call], Any]
 SHAPES = ("shape", "unflattened_size", "sizes")  # read from the output, not from the call
+OTHER_NAMES = {"axis", "axes", "keepdims", "out"}  # that torch takes as well
 
 
 def _mark(w: Writer, node: fx.Node, call: Call) -> str:
@@ -178,8 +181,12 @@ def _same(w: Writer, node: fx.Node, call: Call) -> str:
 
 
 def _dropout(w: Writer, node: fx.Node, call: Call) -> str:
-    if node.op != "call_module" and call.attrs.get("training", True) is not False:
-        raise NotPlain("a dropout that is always on")
+    if node.op == "call_module":
+        on = w.module.get_submodule(str(node.target)).training
+    else:
+        on = call.attrs.get("training", True) is not False
+    if on:
+        raise NotPlain("a dropout that is on")
     return w.name(call.args[0])
 
 
@@ -276,7 +283,8 @@ def _linear(w: Writer, node: fx.Node, call: Call) -> Any:
 
 
 def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Any:
-    if node.op != "call_module" or not {"running_mean", "running_var"} <= set(call.params):
+    own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
+    if own or not {"running_mean", "running_var"} <= set(call.params):
         raise NotPlain("a batch norm of the batch's own statistics")
     stored = {r: w.tensor(a, _attribute(w.module, a)) for r, a in call.params.items()}
     count = len(_attribute(w.module, call.params["running_mean"]))
