@@ -45,6 +45,7 @@ TRAIN = {
     "epochs": EPOCHS,
     "batch_size": 128,
     "autocast": "auto",
+    "channels_last": True,
     "optimizer": {
         "class": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True,
     },

@@ -138,6 +138,7 @@ trains = st.fixed_dictionaries(
         "epochs": st.integers(0, 1000),
         "label_smoothing": st.floats(0, 1),
         "clip_grad_norm": st.one_of(st.none(), st.floats(0.1, 10)),
+        "channels_last": st.booleans(),
         "autocast": st.sampled_from(["none", "auto", "bf16", "fp16"]),
         "optimizer": st.sampled_from(
             [{"class": "Adam", "lr": 1e-6}, {"class": "SGD", "lr": 1, "nesterov": False}]

@@ -1,5 +1,7 @@
 """The training loop: all hooks, accumulation, mixed precision, and your own DataLoader."""
 
+import copy
+
 import pytest
 import torch
 import train_case as case
@@ -74,6 +76,22 @@ def test_a_teacher_and_masks_work_under_bf16():
     s = fitted(case.net(), case.ELEMENTS, case.KD, train="{epochs: 3, autocast: bf16}")
     assert all(v == v for _, v in s.history["loss/kd"])
     assert float((s.finish().model.head.weight == 0).float().mean()) == 0.75
+
+
+def test_channels_last_changes_the_layout_of_images_and_no_result():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, case.CLASSES))
+    other = copy.deepcopy(plain)
+    seen = []
+    other[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    fitted(plain)
+    seen.clear()
+    fitted(other, train="{epochs: 3, channels_last: true}")
+    assert seen.count(True) == 3 * len(case.Batches())
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_norm():

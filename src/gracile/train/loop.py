@@ -93,6 +93,8 @@ def fit(
             for batch, (x, y) in enumerate(loader.batches(epoch)):
                 session.on_minibatch_begin(epoch, batch, steps)
                 session.model.train()
+                if train.channels_last and x.dim() == 4:
+                    x = x.contiguous(memory_format=torch.channels_last)
                 with _autocast(session.device, train.autocast):
                     loss = F.cross_entropy(
                         session.model(x), y, label_smoothing=train.label_smoothing
