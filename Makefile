@@ -8,7 +8,7 @@ ZOO    := .venv-zoo
 ZOO_STAMP := $(ZOO)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test quick check bench bench-full bench-structure docs clean
+.PHONY: demo test quick check bench bench-full bench-peers docs clean
 
 demo: $(STAMP)
 	$(BIN)/gracile demo --out runs/demo $(if $(wildcard runs/demo/compressed/state/run.json),--resume,)
@@ -30,11 +30,13 @@ bench: $(STAMP)
 bench-full: $(STAMP)
 	$(BIN)/python -m benchmarks.run --tier full --results $(RESULTS)
 
-# torchvision beside CPU torch breaks packages that import it, so these have an environment of their own.
-bench-structure: $(ZOO_STAMP)
+# Beside other libraries. torchvision beside CPU torch breaks packages that import it, so these have an environment of their own.
+bench-peers: $(ZOO_STAMP)
 	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure --results $(RESULTS)
 	$(ZOO)/bin/python -m benchmarks.run --tier full --only structure_speed --results $(RESULTS)
 	$(ZOO)/bin/python -m benchmarks.run --tier full --only pipeline --results $(RESULTS)
+	$(ZOO)/bin/python -m benchmarks.run --tier full --only ptq --results $(RESULTS)
+	$(ZOO)/bin/python -m benchmarks.run --tier full --only qat_step --results $(RESULTS)
 
 docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
@@ -49,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(ZOO_STAMP): pyproject.toml constraints.txt
 	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]' \
-		torchvision timm transformers torch-pruning
+		torchvision timm transformers torch-pruning nncf torchao
 	touch $(ZOO_STAMP)
 
 clean:

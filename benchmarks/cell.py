@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,25 @@ class Cell:
 
 
 def template(
-    benchmark: str, cell: str, metric: str, unit: str, variant: str, **facts: Any
+    benchmark: str,
+    cell: str,
+    metric: str,
+    unit: str,
+    variant: str,
+    *,
+    peers: Sequence[str] = (),
+    **facts: Any,
 ) -> Record:
-    """An empty Record with what all have in common: device, threads and versions."""
+    """An empty Record with what all have in common: device, threads and versions.
+
+    `peers` are further packages that are measured, whose versions count.
+    """
     runtime = facts.get("runtime", "pytorch")
     versions = {name: version(name) for name in ("gracile", "torch")}
     if runtime != "pytorch":
         versions["onnx"] = version("onnx")
         versions[runtime] = version(runtime)
+    versions |= {name: version(name) for name in peers if installed(name)}
     cpu, known = conditions()
     return Record(
         metric,
@@ -106,6 +118,11 @@ def template(
             "versions": {**versions, "python": known["python"]},
         },
     )
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there; the page of results is written without the peers, too."""
+    return find_spec(package) is not None
 
 
 class Step:

@@ -53,8 +53,9 @@ def cells() -> Iterator[Cell]:
         for runtime, variants in VARIANTS.items():
             cell = f"ResNet-{depth}, {runtime}"
             facts = {"runtime": runtime, "batch": 1, "shape": SHAPE, "precision_hint": "f32"}
+            facts |= {"split": "test", "peers": tuple(NEEDS)}
             records = tuple(
-                template(NAME, cell, metric, unit, variant, split="test", **facts)
+                template(NAME, cell, metric, unit, variant, **facts)
                 for variant in variants
                 for metric, unit in metrics(variant).items()
             )

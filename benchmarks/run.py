@@ -28,6 +28,7 @@ from benchmarks import (
     pipeline,
     pruning,
     ptq,
+    qat_step,
     runtimes,
     session_overhead,
     sparsity,
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Any] = {
         pruning,
         oneshot,
         ptq,
+        qat_step,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with measuring_slot():
         for name in [args.only] if args.only else BENCHMARKS:
             if packages := missing(name):
-                text = f"{name}: needs {', '.join(packages)}: make bench-structure"
+                text = f"{name}: needs {', '.join(packages)}: make bench-peers"
                 if args.only:
                     raise UserError(text)
                 say(f"{text}; skipped")

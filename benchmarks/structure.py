@@ -81,7 +81,7 @@ def measure(arch: Architecture, key: str, notes: dict[str, Any]) -> Values:
     """
     if find_spec(arch.package) is None:
         raise UserError(
-            f"the structure benchmark of {key} needs {arch.package}: make bench-structure"
+            f"the structure benchmark of {key} needs {arch.package}: make bench-peers"
         )
     found = run_apart(key)
     notes.update(texts_of(found))

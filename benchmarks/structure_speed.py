@@ -54,7 +54,7 @@ def measure() -> Values:
     """
     for module, package in NEEDS.items():
         if find_spec(module) is None:
-            raise UserError(f"{NAME} needs {package}: make bench-structure")
+            raise UserError(f"{NAME} needs {package}: make bench-peers")
     from benchmarks.torchvision_shim import torchvision
 
     torch.manual_seed(0)

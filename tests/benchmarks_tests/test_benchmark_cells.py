@@ -81,7 +81,7 @@ def test_a_benchmark_whose_packages_are_missing_is_skipped_aloud(tmp_path, monke
     monkeypatch.setattr(run, "BENCHMARKS", {"structure": run.structure})
     assert missing("structure") == ["no-such-package"]
     assert main(["--results", str(tmp_path)]) == 0
-    assert "structure: needs no-such-package: make bench-structure; skipped" in (
+    assert "structure: needs no-such-package: make bench-peers; skipped" in (
         capsys.readouterr().err
     )
     with pytest.raises(UserError, match="no-such-package"):

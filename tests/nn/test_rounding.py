@@ -121,6 +121,23 @@ def test_in_pieces_is_the_same_as_at_once(monkeypatch, layout, residue):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("residue", [True, False])
+@pytest.mark.parametrize(("qmin", "qmax", "zero"), GRIDS)
+def test_what_a_compiler_sees_is_the_same(qmin, qmax, zero, residue):
+    x, g = (torch.tensor(v, dtype=torch.float32) for v in values())
+    got = []
+    for function in (rounding._fusible, rounding._AtOnce.apply):
+        a = x.clone().requires_grad_()
+        s = torch.tensor(2.2 / (qmax - qmin), requires_grad=True)
+        z = torch.tensor(float(zero), requires_grad=True)
+        y = function(a, s, z, qmin, qmax, residue)
+        y.backward(g)
+        got.append((y.detach(), a.grad, s.grad, z.grad))
+    assert torch.equal(got[0][0], got[1][0])
+    for a, b in zip(*got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_the_ends_of_the_range_are_inside():
     s = torch.tensor(0.1)
     ends = torch.tensor([-8, 7]) * s
