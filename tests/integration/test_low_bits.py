@@ -107,10 +107,7 @@ def test_the_runtimes_compute_what_was_trained(name, runtime, tmp_path):
     report = parity.check(result.model, loaded, x)
     assert report.first_bad is None  # every unit alone is right
     assert report.max_lsb <= 1
-    expected = result.model(x).argmax(1)
-    same = (torch.tensor(loaded.run(x)[0]).argmax(1) == expected).float().mean()
-    if runtime == "openvino":
-        parity.require(report, result.plan)
-    # ONNX Runtime rounds biases to input step * weight step, coarse where both have few bits: up
-    # to 2 % of a layer's values are off by one of few levels, which adds up over the layers.
-    assert same >= 0.9
+    parity.require(report, result.plan)
+    # Nothing is off but ties: means of a few integers, and 8-bit sums with their integer biases.
+    off = {u.id for u in report.units if u.lsb}
+    assert off <= ({"relu", "pool", "flatten"} if name == "edges" else {"pool", "flatten"})

@@ -506,11 +506,12 @@ def _raise_dead(edit: _Editor, w: Any, scales: np.ndarray, least: np.ndarray) ->
 
 
 def _guard_floats(edit: _Editor) -> None:
-    """Keep ONNX Runtime from quantizing weights that are meant to stay in float.
+    """Keep ONNX Runtime from quantizing weights and biases that are meant to stay in float.
 
     It does so on its own (`WeightBiasQuantization`) where a layer reads a DequantizeLinear and its
-    result goes into a QuantizeLinear. A sum of one term in between, which it does not remove, makes
-    the layer no such pattern.
+    result goes into a QuantizeLinear, and it rounds biases to steps as coarse as a grid of few bits
+    makes them. A sum of one term in between, which it does not remove, makes the layer no such
+    pattern.
     """
     from onnx import helper
 
@@ -523,7 +524,9 @@ def _guard_floats(edit: _Editor) -> None:
         if at is None or at.op_type not in (*LAYER_OPS, "MatMul"):
             continue
         x, w = edit.producer(at.input[0]), edit.producer(at.input[1])
-        if x is None or x.op_type != "DequantizeLinear" or w is not None:
+        bias = at.input[2] if len(at.input) > 2 else ""
+        float_bias = bool(bias) and edit.producer(bias) is None
+        if x is None or x.op_type != "DequantizeLinear" or not (w is None or float_bias):
             continue
         edit.insert(node, helper.make_node("Sum", [node.input[0]], [f"{node.input[0]}.float"]))
         node.input[0] = f"{node.input[0]}.float"
