@@ -170,7 +170,7 @@ def test_other_operators_and_grids_keep_parity(zoo, options, tmp_path):
     artifact = export("onnxruntime", module, plan, tensors, x, tmp_path)
     assert artifact.precision == "int8"
     report = parity.require(parity.check(module, load(artifact), x))
-    assert report.max_lsb == 1.0
+    assert report.max_lsb <= 1.0
 
 
 def test_full_range_weights_are_right_or_the_cause_is_named(tmp_path):
