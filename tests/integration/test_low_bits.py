@@ -111,3 +111,30 @@ def test_the_runtimes_compute_what_was_trained(name, runtime, tmp_path):
     # Nothing is off but ties: means of a few integers, and 8-bit sums with their integer biases.
     off = {u.id for u in report.units if u.lsb}
     assert off <= ({"relu", "pool", "flatten"} if name == "edges" else {"pool", "flatten"})
+
+
+class Block(Net):
+    """The branch has two convolutions, so that OpenVINO adds in the second's accumulator."""
+
+    def forward(self, x):
+        x = F.relu(self.na(self.a(x)))
+        y = self.nb(self.b(F.relu(self.nb(self.b(x)))))
+        return self.head(self.pool(F.relu(self.nc(self.c(F.relu(y + x))))).flatten(1))
+
+
+@pytest.mark.parametrize("profile", ["openvino", "portable"])
+def test_openvino_adds_to_unrounded_sums_and_its_profile_knows(profile, tmp_path):
+    torch.manual_seed(0)
+    model = train(Block(), "{}", 2, 0.1).model
+    method = f"{{m: {{quantize: lsq, bits: 3, profile: {profile}, when: {{start: 0ep}}}}}}"
+    result, x = train(model, method, 2, 0.02), digits()[0][TRAINED:][:64]
+    exporter = registry.get("exporter", "openvino").obj
+    artifact = exporter(
+        result.model, result.plan, result.tensors, example=x, path=tmp_path, metadata={}
+    )
+    report = parity.check(result.model, load(artifact), x)
+    assert report.first_bad is None
+    if profile == "openvino":
+        assert report.cosine > 0.999
+    else:
+        assert report.cosine < 0.99  # here a quantizer stood, whose rounding OpenVINO drops

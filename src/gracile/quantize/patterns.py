@@ -1,6 +1,6 @@
 """A captured graph as an integer runtime sees it: fused patterns, moved values, the rest float."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gracile.graph.graph import Graph, Node
 from gracile.quantize.profile import Profile
@@ -29,6 +29,7 @@ class View:
         integer: first nodes of the patterns that run in integers.
         not_asked: those that stay float because their weight was not selected.
         why_float: id -> reason, for every other operator that computes something.
+        summed: ends of patterns whose sums go into an addition before they are rounded.
     """
 
     def __init__(self, graph: Graph, profile: Profile, weights: Sequence[str], weights_only: bool):
@@ -55,6 +56,10 @@ class View:
                 self.integer.append(n)
             elif why:
                 self.why_float[n.id] = why
+        self.summed: set[str] = set()
+        if profile.sums_in_accumulator:
+            ends = {self.tails[n.id]: n for n in self.integer if n.op == "conv"}
+            self.summed = {e for n in self.integer if n.op == "add" for e in self._sums(n, ends)}
 
     def owner(self, id: str) -> str:
         """The node that computes this value: looks through identity and dropout."""
@@ -111,6 +116,14 @@ class View:
         self.tails[anchor.id] = last.id
         for id in members[1 : members.index(last.id) + 1]:
             self.fused[id] = anchor.id
+
+    def _sums(self, addition: Node, ends: Mapping[str, Node]) -> list[str]:
+        """The operand that an addition takes unrounded: the first that only it reads, if any."""
+        for i in self.inputs[addition.id]:
+            plain = i in ends and self.nodes[i].op not in ACTIVATION_OPS
+            if plain and [r.id for r in self.readers[i]] == [addition.id]:
+                return [i]
+        return []
 
     def _refusal(self, n: Node, allowed: set[int | str]) -> str | None:
         """None: computed in integers. "": nothing to say. Otherwise why it stays in float."""

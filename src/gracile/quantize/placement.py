@@ -219,7 +219,7 @@ def _needed(view: View) -> set[str]:
     for n in view.integer:
         need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
-    return need
+    return need - view.summed
 
 
 def _closed(view: View, need: set[str]) -> set[str]:

@@ -29,6 +29,8 @@ class Profile(BaseModel):
         weights: format of weights; `axis: null` is per tensor, any number per output channel.
         quantize_inputs: put a quantizer on the model's inputs.
         quantize_outputs: put one on what the model returns.
+        sums_in_accumulator: a convolution adds the other operand of a following addition to its
+            unrounded sums, so that no quantizer stands between the two.
         ops_integer: operators with integer kernels.
         ops_same_scale: operators that move values: inputs and output share one scale.
         notes: per operator, the measured reason.
@@ -41,6 +43,7 @@ class Profile(BaseModel):
     weights: Grid
     quantize_inputs: bool = True
     quantize_outputs: bool = False
+    sums_in_accumulator: bool = False
     ops_integer: tuple[str, ...]
     ops_same_scale: tuple[str, ...] = ()
     notes: dict[str, str] = Field(default_factory=dict)
