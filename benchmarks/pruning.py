@@ -123,7 +123,7 @@ def measure(table: str, name: str, methods: Mapping[str, Any], seed: int) -> Val
 
 
 def job(
-    network: str, weights: str, data: str, methods: Mapping[str, Any], folder: Path, *,
+    network: str, weights: str | None, data: str, methods: Mapping[str, Any], folder: Path, *,
     seed: int = 0, train: Mapping[str, Any] = TRAIN, splits: Mapping[str, Any] = SPLITS,
     runtime: str = RUNTIME,
 ) -> Job:  # fmt: skip
@@ -141,7 +141,7 @@ def job(
         data=f"parquet:{roots['GRACILE_DATA']}/{data}",
         recipe=Recipe.build(seed=seed, train=train, data=splits, methods=methods),
         out=folder,
-        weights=Path(f"{roots['GRACILE_MODELS']}/{weights}"),
+        weights=None if weights is None else Path(str(roots["GRACILE_MODELS"])) / weights,
         runtimes=(runtime,),
         progress=False,
     )

@@ -29,6 +29,7 @@ from benchmarks import (
     pipeline,
     pruning,
     ptq,
+    qat,
     qat_step,
     runtimes,
     session_overhead,
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Any] = {
         pruning,
         oneshot,
         ptq,
+        qat,
         qat_step,
     )
 }
