@@ -4,10 +4,10 @@ Baseline weights `resnet20-cifar10jpeg`, data `cifar10-jpeg`: trained on its 50,
 on test rows 0 to 4,999. Every method gets one epoch (391 steps of SGD, batch 128, bf16 where the
 processor has units for it) in which to prune and recover: half of the MACs (whole channels), or
 85 % of the weights of all convolutions but the first. "Right after pruning" is the accuracy on rows
-5,000 to 9,999 after the last pruning, before what training is left. Referees are random pruning and
-a network of half the MACs in every layer, trained from scratch for as long. Times are of one image
-in OpenVINO, f32, one thread, next to the baseline in interleaved rounds; since a table takes hours,
-its rows may come from several machines, and only "times faster" compares them.
+5,000 to 9,999 before any training, told where all pruning comes before it. Referees are random
+pruning and a network of half the MACs in every layer, trained from scratch for as long. Times are
+of one image in OpenVINO, f32, one thread, next to the baseline in interleaved rounds; since a table
+takes hours, its rows may come from several machines, and only "times faster" compares them.
 """
 
 import math
@@ -22,7 +22,17 @@ from typing import Any
 import torch
 
 from benchmarks.cell import Cell, Values, once, template
-from benchmarks.pruning_methods import EPOCHS, MACS, REFEREES, STRUCTURED, UNSTRUCTURED, ZEROS
+from benchmarks.pruning_methods import (
+    EPOCHS,
+    MACS,
+    REFEREES,
+    START,
+    STRUCTURED,
+    UNSTRUCTURED,
+    ZEROS,
+    Methods,
+    cut,
+)
 from gracile import Recipe, Session
 from gracile.analyze.cost import totals
 from gracile.benchmark.timing import compare
@@ -30,8 +40,6 @@ from gracile.core.record import Record
 from gracile.core.result import Result
 from gracile.errors import UserError
 from gracile.graph.capture import capture
-from gracile.graph.dependency import channel_groups
-from gracile.graph.surgery import remove_edits, verified_apply
 from gracile.train.evaluate import predict_module, score
 from gracile.train.job import Job, Workplace
 from gracile.train.loop import fit, make_optimizer
@@ -52,12 +60,13 @@ TRAIN = {
     "lr": {"class": "CosineAnnealingLR", "interval": "step"},
 }  # fmt: skip
 SPLITS = {"val": "test[5000:]", "test": "test[:5000]", "calibration": 300}
+EVERY = {**STRUCTURED, **UNSTRUCTURED}
 TABLES = {"half of the MACs": STRUCTURED, "85 % of the weights": UNSTRUCTURED}
 METRICS = {
     "top1": "%", "top1_cut": "%", "asked": "share", "reached": "share", "macs": "count",
     "nonzeros": "count", "latency_ms": "ms", "speedup": "ratio",
 }  # fmt: skip
-SMALL = "small network"
+SMALL, HALVED = "small network", cut("l1", scope="layer")
 SEEDS = (0, 1, 2)
 # Seeds 1 and 2: of the referees and of the methods that were best with seed 0.
 REPEATED = {
@@ -77,7 +86,7 @@ def cells() -> Iterator[Cell]:
             names = [*methods, *([SMALL] if methods is STRUCTURED else ())]
             for name in names:
                 if seed == 0 or name in REPEATED[table]:
-                    yield _cell(table, name, methods.get(name, {}), seed)
+                    yield _cell(table, name, methods.get(name, HALVED), seed)
 
 
 def _cell(table: str, name: str, methods: Mapping[str, Any], seed: int) -> Cell:
@@ -112,7 +121,7 @@ def measure(table: str, name: str, methods: Mapping[str, Any], seed: int) -> Val
         reached = 1 - row.macs / base.macs if structured else 1 - nonzeros / whole
         found = {
             "top1": top1,
-            "top1_cut": cuts[-1] if cuts else math.nan,
+            "top1_cut": cuts[-1] if cuts and at_once(methods) else math.nan,
             "asked": MACS if structured else ZEROS,
             "reached": reached,
             "macs": row.macs,
@@ -120,6 +129,11 @@ def measure(table: str, name: str, methods: Mapping[str, Any], seed: int) -> Val
         }
         times = _times(at, result, Path(folder))
     return {(k, name): once(float(v)) for k, v in {**found, **times}.items()}
+
+
+def at_once(methods: Methods) -> bool:
+    """Whether everything is pruned before the training."""
+    return all(m.get("when") == START for m in methods.values() if "prune" in m)
 
 
 def job(
@@ -158,27 +172,20 @@ def pruned(at: Workplace, cuts: list[float]) -> Result:
 
 def small(at: Workplace) -> Result:
     """A network with half of the MACs in every layer, from scratch, trained for as long."""
-    model, example = at.spec.model, at.example()
-    graph = capture(model, example)
-    groups = channel_groups(model, graph)
-    gone = {
-        g.id: g.removable(range(round((1 - MACS**0.5) * len(g.units))))
-        for g in groups
-        if g.protected is None
-    }
-    edits = remove_edits(groups, {k: v for k, v in gone.items() if v}, by=SMALL)
-    model, _ = verified_apply(model, edits, examples=[example], graph=graph)
+    at.session.on_epoch_begin(0)
+    model = at.session.finish().model
     generator = torch.Generator().manual_seed(at.job.recipe.seed)
     for m in model.modules():
         if isinstance(m, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(m.weight, mode="fan_out", generator=generator)
         elif hasattr(m, "reset_parameters"):
             m.reset_parameters()
+    recipe = at.job.recipe.model_copy(update={"methods": {}})
     session = Session(
         model,
-        at.job.recipe,
-        make_optimizer(model, at.job.recipe.train),
-        example=example,
+        recipe,
+        make_optimizer(model, recipe.train),
+        example=at.example(),
         steps_per_epoch=len(at.train_loader()),
     )
     for group in session.optimizer.param_groups:
@@ -218,10 +225,11 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     for name, row in sorted(means.items(), key=lambda item: -item[1]["top1"]):
         top1 = [r.value for r in rows[name]["top1"]]
         spread = f"{len(top1)}, ± {stdev(top1):.2f}" if len(top1) > 1 else "1"
-        after, time, ratio = (rows[name][m][0] for m in ("top1_cut", "latency_ms", "speedup"))
+        time, ratio = (rows[name][m][0] for m in ("latency_ms", "speedup"))
+        known = row["top1_cut"] == row["top1_cut"] and at_once(EVERY.get(name, {}))
         lines.append(
             f"| {name} | {row['top1']:.2f} | {spread} | "
-            f"{'' if after.value != after.value else format(row['top1_cut'], '.1f')} | "
+            f"{format(row['top1_cut'], '.1f') if known else ''} | "
             f"{row['reached']:.1%} | {row['macs'] / 1e6:.1f} M | {row['nonzeros'] / 1e3:.0f} k | "
             f"{time.value:.3f} | {time.value * ratio.value:.3f} | {ratio.value:.2f} | "
             f"{str(time.device).partition('(R) Processor')[0].replace('(R)', '')} |"
