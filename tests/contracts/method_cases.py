@@ -49,9 +49,11 @@ CASES = {
     "codebook_lr: 1e-2, when: {start: 1ep}}",
     "quantize/product": "m: {quantize: product, weights: [inner, outer], subspace: 4, words: 8, "
     "correct: true, rounds: 2, codebook_lr: 1e-2, when: {start: 1ep}}",
-    "quantize/qat": "m: {quantize: qat, when: {start: 1ep}}",
+    "quantize/qat": "m: {quantize: qat, edges_bits: 6, precision: {bits: [[4, 4], [8, 8]], "
+    "limit: {size: 0.7, bit_operations: 0.7}}, when: {start: 1ep}}",
     "quantize/lsq": "m: {quantize: lsq, bits: 4, edges_bits: 8, when: {start: 1ep}}",
     "quantize/learned": "m: {quantize: learned, weight_symmetric: false, freeze: 2ep, "
+    "overrides: [{weights: '**', weight_bits: 6}, {weights: head, bits: float}], "
     "when: {start: 0ep}}",
     "quantize/pact": "m: {quantize: pact, bits: 4, clip_decay: 1e-3, when: {start: 1ep}}",
     "quantize/dorefa": "m: {quantize: dorefa, bits: 4, gradient_bits: 6, when: {start: 0ep}}",

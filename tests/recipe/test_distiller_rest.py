@@ -268,12 +268,15 @@ quantizers:
 """
     data, codes = converted(text)
     assert codes == ["approximated", "approximated"]
-    whole, four = data["methods"].values()
-    first = r"fc|(?!(?:conv1)\.weight$)(?:layer.*conv.*)"
-    assert whole["weights"] == ["**.weight", rf"!re:(?:conv1|{first})\.weight"]
-    assert (whole["bits"], "activations" in whole) == (8, False)
-    assert four["weights"] == [rf"re:(?:{first})\.weight"]
-    assert (four["bits"], four["activations"]) == (4, False)
+    (entry,) = data["methods"].values()
+    assert (entry["bits"], "weights" in entry, "activations" in entry) == (8, False, False)
+    assert entry["overrides"] == [
+        {"weights": r"re:(?:conv1)\.weight", "bits": "float"},
+        {
+            "weights": r"re:(?:fc|(?!(?:conv1)\.weight$)(?:layer.*conv.*))\.weight",
+            "weight_bits": 4,
+        },
+    ]
 
 
 def test_weights_alone_may_be_chosen_by_overrides():
@@ -343,8 +346,9 @@ def test_methods_of_later_versions_are_written_with_their_name(cls, method, more
     there = f"quantize/{method}" in registry.names("method")
     data, codes = converted(schedule("quantizer", component))
     assert data["methods"]["c"] == {
-        "quantize": method, "weights": ["**.weight", r"!re:(?:conv1)\.weight"], "bits": 4,
-        "weight_bits": 3, **more, "when": {"start": "0ep"},
+        "quantize": method, "bits": 4, "weight_bits": 3,
+        "overrides": [{"weights": r"re:(?:conv1)\.weight", "bits": "float"}],
+        **more, "when": {"start": "0ep"},
     }  # fmt: skip
     if there:
         assert codes == []

@@ -387,16 +387,46 @@ def test_stages_begin_at_their_epochs(activations, weights, ids):
 def test_bits_of_single_scopes_are_entries_of_their_own():
     by_hand = [
         *([4, "Net/NNCFLinear[fc]/linear_0|WEIGHT"], [8, "Net/NNCFConv2d[stem]/conv2d_0|WEIGHT"]),
-        [4, "Net/Sequential[layer1]/Block[0]/ReLU[relu]/relu__0|OUTPUT"],
+        [4, "Net/Sequential[layer1]/Block[0]/ReLU[relu]/relu__1|OUTPUT"],
+        [4, "/nncf_model_input_0|OUTPUT"],
     ]
     precision = {"type": "manual", "bitwidth_per_scope": by_hand}
     overrides = {"weights": {"{re}Block": {"mode": "asymmetric", "bits": 6}}}
     more = {"initializer": {"precision": precision}, "scope_overrides": overrides}
     recipe, warnings = converted({**QUANTIZATION, **more}, model=NET)
-    six, four = [*recipe["methods"].values()][1:]
+    whole, six = recipe["methods"].values()
     assert (six["weight_bits"], six["weight_symmetric"], len(six["weights"])) == (6, False, 4)
-    assert (four["weights"], four["weight_bits"], four["after"]) == (["fc"], 4, "quantization")
-    assert any("gives 1 activations bits of their own" in w for w in warnings)
+    assert (six["after"], whole["weight_bits"]) == ("quantization", 8)
+    assert whole["overrides"] == [
+        {"weights": ["fc"], "weight_bits": 4},
+        {"activations": "layer1.0.relu_1", "bits": 4},
+    ]
+    assert any("'/nncf_model_input_0|OUTPUT' 4 bits: left out" in w for w in warnings)
+
+
+def test_hawq_becomes_precision():
+    precision = {"type": "hawq", "bits": [4, 8], "iter_number": 7, "compression_ratio": 1.6}
+    recipe, warnings = converted({**QUANTIZATION, "initializer": {"precision": precision}})
+    (entry,) = recipe["methods"].values()
+    assert entry["precision"] == {
+        "bits": [[4, 4], [8, 8]],
+        "limit": {"mac_bits": 0.625},
+        "sensitivity": "hessian",
+        "samples": 100,
+        "rounds": 7,
+        "tolerance": 1e-4,
+    }
+    assert "weight_bits" not in entry
+    assert any("integer program over all assignments" in w for w in warnings)
+
+
+def test_hawq_begins_for_weights_and_activations_at_once():
+    more = {"initializer": {"precision": {"type": "hawq"}}}
+    params = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 3}
+    recipe, warnings = converted({**QUANTIZATION, **more, "params": params})
+    (entry,) = recipe["methods"].values()
+    assert entry["when"] == {"start": "3ep"}
+    assert any("which begin at the later epoch" in w for w in warnings)
 
 
 @pytest.mark.parametrize(
@@ -569,8 +599,8 @@ def test_early_exit_trains_at_most_so_long():
             r"c:2: compression\.params\.legr_params\.max_pruning must be .*got 1",
         ),
         (
-            '"algorithm": "quantization", "initializer": {"precision": {\n"type": "hawq"}}',
-            r"c:2: .*hawq, a search of bit widths",
+            '"algorithm": "quantization", "initializer": {"precision": {\n"type": "autoq"}}',
+            r"c:2: .*autoq, a search of bit widths",
         ),
         (
             '"algorithm": "magnitude_sparsity", "params": {\n"schedule": "adaptive"}',

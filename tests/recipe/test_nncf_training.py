@@ -138,7 +138,7 @@ def test_stages_and_single_scopes_own_their_weights():
     }
     result, _ = trained(loaded(algorithm, model=Net(), epochs=3))
     found = {e.at: (e.bits, e.by) for e in result.plan.of_kind("bits") if e.role == "weight"}
-    assert found["fc.weight"] == (4, "quantization-4bit")
+    assert found["fc.weight"] == (4, "quantization-weights")
     assert found["stem.weight"] == (8 - sums_saturate(), "quantization-weights")
 
 

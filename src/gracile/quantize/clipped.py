@@ -1,7 +1,7 @@
 """What PACT, DoReFa and WRPN share: activations behind a ReLU are clipped to [0, clip]."""
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from gracile.benchmark.processor import FULL_RANGE
 from gracile.quantize.affine import qrange
-from gracile.quantize.dorefa import DorefaGrid, dorefa_spec
+from gracile.quantize.dorefa import DorefaGrid, dorefa_spec, squeezed
 from gracile.quantize.engine import LAYER, WeightGrid
 from gracile.quantize.learned import LearnedOptions, LearnedQuantizer
 from gracile.quantize.learned_ranges import LearnedRange, Step
 from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec
+from gracile.quantize.sensitivity import perturbation
 from gracile.recipe.fields import kernel
 
 OBSERVED = ("per_channel", "weight_symmetric", "weight_observer")  # of grids that are observed
@@ -50,13 +51,15 @@ class SqueezedOptions(ClippedOptions):
             is pruned needs it; 8 bits have it in any case.
     """
 
+    least_bits: ClassVar[int] = 1
+
     bits: int = Field(default=8, ge=1, le=16)
     weight_bits: int | None = Field(default=None, ge=1, le=16)
     zero: bool = False
 
     @model_validator(mode="after")
     def _two_levels(self) -> Self:
-        if (self.weight_bits or self.bits) == 1 and (self.zero or self.rule == "observer"):
+        if self.least_of_weights == 1 and (self.zero or self.rule == "observer"):
             raise ValueError("1 bit has no level for 0; write weight_bits: 2, or leave zero out")
         return self
 
@@ -137,6 +140,13 @@ class SqueezedQuantizer(ClippedQuantizer):
                 "any more. Set zero: true.",
             )
         return super().on_detach(s)
+
+    def moved(self, weight: Tensor, spec: WeightSpec) -> float:
+        """Of the squeezed weight, which has other units; told in those of the weight."""
+        if not self._squeezes() or spec.bits - self.odd[spec.address] == 1:
+            return super().moved(weight, spec)
+        unit = float(weight.tanh().abs().max()) ** 2
+        return unit * perturbation(squeezed(weight), self.rounded(weight, spec))
 
     def _squeezes(self) -> bool:
         return bool(self.options.rule != "observer")

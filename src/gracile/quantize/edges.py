@@ -1,13 +1,12 @@
 """The first and the last weights of a network on finer grids, with the activations they read."""
 
-from dataclasses import replace
-
 from gracile.graph.graph import Graph
+from gracile.quantize.bits import BitMap, read_by
 from gracile.quantize.placement import Placement
 
 
-def with_edges(placement: Placement, graph: Graph, bits: int, weight_bits: int) -> Placement:
-    """The same placement with other bits where the network begins and ends.
+def edges(placement: Placement, graph: Graph, bits: int) -> BitMap:
+    """Other bits where the network begins and ends.
 
     First is every quantized weight whose operator no other one leads to, last every one that leads
     to no other; a network with two branches may have several. Activations that share a scale have
@@ -16,8 +15,7 @@ def with_edges(placement: Placement, graph: Graph, bits: int, weight_bits: int) 
     Args:
         placement: of all quantizers.
         graph: the captured model it was made for.
-        bits: of the activations that these operators read.
-        weight_bits: of their weights.
+        bits: of these weights, and of the activations that their operators read.
 
     Source:
         Zhou et al. 2016, arXiv:1606.06160, section 2.7; Esser et al. 2019, arXiv:1902.08153,
@@ -30,23 +28,8 @@ def with_edges(placement: Placement, graph: Graph, bits: int, weight_bits: int) 
         found = {i for i in n.inputs if i in readers}
         above[n.id] = found.union(*(above.get(i, set()) for i in n.inputs))
     leads = set().union(*(above[id] for id in readers)) if readers else set()
-    edges = [id for id in readers if not above[id] or id not in leads]
-    weights = {readers[id] for id in edges}
-
-    leader = {a.id: a.shares_scale_with or a.id for a in placement.activations}
-    groups: set[str] = set()
-    for id in edges:
-        at = graph[id].inputs[0]
-        while at not in leader and graph[at].inputs:
-            at = graph[at].inputs[0]
-        if at in leader:
-            groups.add(leader[at])
-    return replace(
-        placement,
-        weights=tuple(
-            replace(w, bits=weight_bits) if w.address in weights else w for w in placement.weights
-        ),
-        activations=tuple(
-            replace(a, bits=bits) if leader[a.id] in groups else a for a in placement.activations
-        ),
+    weights = dict.fromkeys(a for id, a in readers.items() if not above[id] or id not in leads)
+    reads = read_by(placement, graph)
+    return BitMap(
+        dict.fromkeys(weights, bits), {id: bits for address in weights for id in reads[address]}
     )

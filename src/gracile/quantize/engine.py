@@ -8,16 +8,17 @@ ranges are observed and when they stop moving.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
-from gracile.core.method import Method, Options
+from gracile.core.method import Options
 from gracile.core.plan import Bits
 from gracile.errors import GracileError
+from gracile.graph.dependency import canonical_addresses
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
@@ -29,11 +30,15 @@ from gracile.quantize.affine import (
     quantize,
     symmetric_params,
 )
-from gracile.quantize.edges import with_edges
+from gracile.quantize.bits import BitMap, read_by, with_bits
+from gracile.quantize.choosing import Choosing
+from gracile.quantize.edges import edges
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
+from gracile.quantize.overrides import Override, bits_of, left_float
 from gracile.quantize.patterns import WEIGHT_OPS
 from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec, place
+from gracile.quantize.precision import Precision
 from gracile.quantize.profile import load_profile
 from gracile.quantize.ranges import Range
 from gracile.quantize.requantize import accumulator_bits
@@ -69,6 +74,11 @@ class QuantizeOptions(Options):
         weight_bits: of weights, where they differ.
         edges_bits: of the first and the last weights and of the activations these read, which most
             papers leave at 8; default as all others.
+        overrides: other bits for some layers or activations, see `Override`; of several on one, and
+            of `edges_bits`, the last counts.
+        precision: bits of weights (and of what their layers read) chosen so that the loss suffers
+            least within a limit, when the quantizers are laid, see `Precision`. What `edges_bits`
+            and `overrides` say stays.
         half_range: 8-bit weights use 7 of their bits (-63..63), so that a sum of two products with
             8-bit activations fits 16 bits, in which x86 processors without VNNI add them; default
             where this machine's processor is one. Say true to ship to such a processor from
@@ -82,10 +92,15 @@ class QuantizeOptions(Options):
         after: recipe entry whose decision this one replaces.
     """
 
+    least_bits: ClassVar[int] = 2
+    on_noise: ClassVar[Mapping[str, Any]] = {"precision": None}  # bits chosen for noise say nothing
+
     weights: Selector | None = None
     bits: int = Field(default=8, ge=2, le=16)
     weight_bits: int | None = Field(default=None, ge=2, le=16)
     edges_bits: int | None = Field(default=None, ge=2, le=16)
+    overrides: tuple[Override, ...] | None = None
+    precision: Precision | None = None
     half_range: bool | None = None
     activations: bool = True
     symmetric: bool | None = None
@@ -103,6 +118,38 @@ class QuantizeOptions(Options):
         if isinstance(value, Kernel):
             value.fn()  # refuses options that are out of range
         return value
+
+    @model_validator(mode="after")
+    def _bits_fit(self) -> Self:
+        for o in self.overrides or ():
+            if o.on_activations and not self.activations:
+                raise ValueError(
+                    "overrides give activations bits, and activations is false; leave one out"
+                )
+        p = self.precision
+        given = [b for o in self.overrides or () for b in o.widths]
+        given += [w for w, _ in p.choices(self.bits)] if p is not None else []
+        if min(given, default=self.least_bits) < self.least_bits:
+            raise ValueError(f"{min(given)} bit is too few here; write {self.least_bits} or more")
+        if p is not None and self.weight_bits is not None:
+            raise ValueError("weight_bits and precision both choose bits of weights; keep one")
+        if p is not None and not self.activations and (p.pairs or p.limit.bit_operations):
+            raise ValueError(
+                "precision speaks of activations, and activations is false; write bits of weights "
+                "alone and a limit of size, mac_bits or latency"
+            )
+        return self
+
+    @property
+    def least_of_weights(self) -> int:
+        """The fewest bits that any weight may get."""
+        if self.precision is not None:
+            usual = [w for w, _ in self.precision.choices(self.bits)]
+        else:
+            usual = [self.weight_bits or self.bits]
+        single = [o for o in self.overrides or () if o.weights is not None and not o.is_float]
+        given = [o.weight_bits or o.bits for o in single if o.weight_bits or o.bits]
+        return min([*usual, *(int(b) for b in given if b is not None)])
 
     @property
     def params(self) -> Params:
@@ -176,12 +223,11 @@ class WeightGrid:
             self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
 
-class Quantizer(Method):
+class Quantizer(Choosing):
     """Base of both methods: placement, grids, edits and state. Subclasses decide about time."""
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
-        self.placement: Placement | None = None
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
@@ -192,6 +238,7 @@ class Quantizer(Method):
     def on_attach(self, s: Any) -> None:
         self.session = s
         self.placement = self._place(s)
+        self.refuse_impossible_precision(s)
 
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         assert self.placement is not None
@@ -224,6 +271,7 @@ class Quantizer(Method):
     def lay(self, s: Any, placement: Placement | None = None) -> None:
         """Put overlays on the weights and quantizers (in mode "off") on the graph."""
         if placement is None:
+            self.choose_precision(s)
             placement = self._place(s)
             for name, why, reason in placement.skipped:
                 s.note(name, "precision", "float", reason, why, self.id)
@@ -391,7 +439,26 @@ class Quantizer(Method):
 
     # --- inside
 
+    def rounded(self, weight: Tensor, spec: WeightSpec) -> Tensor:
+        return self._grid(spec)(weight)
+
     def _place(self, s: Any) -> Placement:
+        placement = self._placed(s)
+        bits = self.chosen | self._fixed(s, placement)
+        return with_bits(placement, bits, self._weight_bits)
+
+    def _fixed(self, s: Any, placement: Placement) -> BitMap:
+        """Bits that the recipe gives single layers and activations."""
+        o, fixed = self.options, BitMap()
+        if o.edges_bits is not None:
+            fixed = edges(placement, s.graph, o.edges_bits)
+        if o.overrides is not None:
+            reads = read_by(placement, s.graph, canonical_addresses(s.model))
+            fixed = fixed | bits_of(o.overrides, s.tensors, placement, reads)
+        return fixed
+
+    def _placed(self, s: Any) -> Placement:
+        """All quantizers, with the same bits everywhere."""
         o = self.options
         profile = load_profile(s.profile if o.profile == "auto" else o.profile)
         if o.weights is not None:
@@ -401,7 +468,10 @@ class Quantizer(Method):
             every = dict(s.model.named_parameters(remove_duplicate=False))  # tied names as well
             read = {id(every[a]) for n in readers if (a := n.params.get("weight")) in every}
             weights = [n for n, p in s.model.named_parameters() if id(p) in read]
-        placement = place(
+        if o.overrides is not None:
+            stay = left_float(o.overrides, s.tensors)
+            weights = [n for n in weights if n not in stay]
+        return place(
             s.graph,
             profile,
             weights=weights,
@@ -412,9 +482,6 @@ class Quantizer(Method):
             weight_symmetric=o.weight_symmetric,
             per_channel=o.per_channel,
         )
-        if o.edges_bits is None:
-            return placement
-        return with_edges(placement, s.graph, o.edges_bits, self._weight_bits(o.edges_bits))
 
     def _weight_bits(self, bits: int) -> int:
         """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""

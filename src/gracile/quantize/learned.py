@@ -102,6 +102,12 @@ class LearnedQuantizer(TrainedQuantizer):
         """Scale and zero point a weight starts from: as observed."""
         return super()._grid(spec).params(weight)
 
+    def rounded(self, weight: Tensor, spec: WeightSpec) -> Tensor:
+        grid = self._grid(spec)
+        if isinstance(grid, LearnedGrid):
+            grid.learned.start(*self.first_weight(weight, spec))
+        return grid(weight)
+
     # --- hooks
 
     def on_attach(self, s: Any) -> None:

@@ -182,6 +182,32 @@ class Looking:
                 loss(self.model(*x), y).backward()
                 yield
 
+    def losses(self, m: Method, *, at_a_time: int | None = None) -> Iterator[tuple[Tensor, int]]:
+        """Mean loss of each calibration batch, to be differentiated, and its number of images.
+
+        In eval mode. Unlike `gradients`, it leaves every `.grad` alone and lets the caller take
+        derivatives of any order.
+
+        Args:
+            m: who asks.
+            at_a_time: images at a time; default a batch as it comes.
+
+        Raises:
+            BindError: there is no labelled calibration data, or no loss (see `Session`).
+        """
+        loss = self.loss_of
+        if loss is None:
+            raise BindError(
+                f"'{m.id}' wants derivatives of the loss: give "
+                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
+                "calibration batches."
+            )
+        with self._evaluating(m), torch.enable_grad():
+            for x, y in self._labelled(m):
+                size = at_a_time or len(y)
+                for *inputs, labels in zip(*(t.split(size) for t in (*x, y)), strict=True):
+                    yield loss(self.model(*inputs), labels), len(labels)
+
     def _labelled(self, m: Method) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         for x, y in batches(self.calibration, self.device):
             if y is None:

@@ -50,6 +50,8 @@ class Ptq(Quantizer):
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
+        if options.precision is not None:
+            return  # judges weights by calibration data
         if not options.activations:
             self.needs = frozenset()  # type: ignore[misc]  # weights are their own data
         elif options.ranges is not None:

@@ -1,8 +1,8 @@
 """Quantizers of Distiller as `quantize` entries.
 
 Where quantizers stand is decided by the profile of the target runtime, not by the types of
-modules. Overrides choose which weights are quantized, and with how many bits; those of
-activations have no counterpart and are told as warnings.
+modules. Overrides choose which weights are quantized, and with how many bits; those of activations
+are told as warnings, because Distiller's stand behind modules and ours where the profile says.
 """
 
 import re
@@ -24,7 +24,6 @@ METHODS = {
     "PACTQuantizer": "pact",
 }
 FLOAT = 32  # bits from which on Distiller's grid is no grid
-ALL_WEIGHTS = "**.weight"
 _EXACT = re.compile(r"[\w.-]+")
 _UNTOLD = {  # value that changes nothing -> what is lost otherwise
     "bits_accum": (32, "accumulators have 32 bits in the runtimes."),
@@ -66,26 +65,37 @@ def convert(s: Schedule, c: Component, p: Policy | None) -> list[Entry]:
 
 
 def _entries(s: Schedule, c: Component, more: Entry) -> list[Entry]:
-    """One entry for each width of weights; only the first has activations."""
+    """The entry; weights of other widths, and those left in float, are its overrides."""
     trained = c.cls != "PostTrainLinearQuantizer"
     default = FLOAT if trained else 8
     act = _bits(s, c, (*c.keys, "bits_activations"), c.args.get("bits_activations", default))
     name = "bits_weights" if trained else "bits_parameters"
     weight = _bits(s, c, (*c.keys, name), c.args.get(name, default))
     widths, act = _widths(s, c, act, weight)
-    if not widths:
+    first = next((b for b in widths if b is not None), None)
+    if weight is None and first is None:
         s.refuse(c.keys, "quantizes no weights, which recipes cannot tell. Give bits of weights.")
-    out = []
-    for i, (bits, weights) in enumerate(widths):
-        entry: Entry = {"quantize": METHODS[c.cls]}
-        if weights is not None:
-            entry["weights"] = weights
-        if act is None or i:
-            entry |= {"bits": bits, "activations": False}
-        else:
-            entry |= {"bits": act, **({"weight_bits": bits} if bits != act else {})}
-        out.append(entry | _grid(c) | more)
-    return out
+    entry: Entry = {"quantize": METHODS[c.cls]}
+    if weight is None:  # only what overrides name
+        weight = first
+        named = [n for bits, found in widths.items() if bits is not None for n in found]
+        entry["weights"] = [_joined(named)]
+        widths.pop(None, None)
+    if act is None:
+        entry |= {"bits": weight, "activations": False}
+    else:
+        entry |= {"bits": act, **({"weight_bits": weight} if weight != act else {})}
+    overrides = [
+        {
+            "weights": _joined(found),
+            **({"bits": "float"} if bits is None else {"weight_bits": bits}),
+        }
+        for bits, found in widths.items()
+        if bits != weight
+    ]
+    if overrides:
+        entry["overrides"] = overrides
+    return [entry | _grid(c) | more]
 
 
 def _bits(s: Schedule, c: Component, keys: Keys, bits: int | None) -> int | None:
@@ -100,11 +110,11 @@ def _bits(s: Schedule, c: Component, keys: Keys, bits: int | None) -> int | None
 
 def _widths(
     s: Schedule, c: Component, act: int | None, weight: int | None
-) -> tuple[list[tuple[int, list[str] | None]], int | None]:
-    """(bits, selector) of the weights, the default first; and the bits of activations.
+) -> tuple[dict[int | None, list[str]], int | None]:
+    """Bits of weights that overrides give -> their patterns; and the bits of activations.
 
-    A selector is None for all weights. The first pattern that fits counts, exact names before
-    all; what only speaks of activations is passed over.
+    None is float. The first pattern that fits counts, exact names before all, so no two of them
+    fit one name; what only speaks of activations is passed over.
     """
     overrides: Mapping[str, Mapping[str, Any]] = c.args.get("overrides") or {}
     base = (*c.keys, "overrides")
@@ -119,22 +129,19 @@ def _widths(
         acts = given.get("bits_activations", act)
         if rest or ("bits_weights" not in given and acts != act) or acts not in (act, None):
             what = ", ".join(rest) or "activations"
-            s.warn("approximated", keys, f"speaks of {what}: where quantizers stand is decided by "
-                   "the runtime's profile.")  # fmt: skip
+            s.warn(
+                "approximated",
+                keys,
+                f"speaks of {what}: where quantizers stand is decided by the runtime's profile; "
+                "for bits of one of these write overrides: [{activations: ..., bits: ...}].",
+            )
         if act is None and acts is not None:
             act = _bits(s, c, (*keys, "bits_activations"), acts)
         if "bits_weights" in given:
             bits = _bits(s, c, (*keys, "bits_weights"), given["bits_weights"])
             before = [n for b, found in chosen.items() if b != bits for n in found]
             chosen.setdefault(bits, []).append(_pattern(name, before))
-    out: list[tuple[int, list[str] | None]] = []
-    if weight is not None:
-        others = [n for bits, found in chosen.items() if bits != weight for n in found]
-        out.append((weight, [ALL_WEIGHTS, f"!{_joined(others)}"] if others else None))
-    for bits, found in chosen.items():
-        if bits is not None and bits != weight:
-            out.append((bits, [_joined(found)]))
-    return out, act
+    return chosen, act
 
 
 def _pattern(name: str, before: list[str]) -> str:

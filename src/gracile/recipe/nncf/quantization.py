@@ -4,9 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from gracile.recipe.document import Keys
-from gracile.recipe.nncf.grammar import Binarization, Grid, Quantization, Range, Staged
+from gracile.recipe.nncf.grammar import (
+    Binarization,
+    Grid,
+    Precision,
+    Quantization,
+    Range,
+    Staged,
+)
+from gracile.recipe.nncf.scopes import call_of
 from gracile.recipe.nncf.work import Work
 
+Entry = dict[str, Any]
+
+RATIO = 1.5  # NNCF's default of hawq: bit complexity with 8 bits / with those found
+ROUNDS = 200  # its default of iter_number
 FLOAT_BITS = 16  # of weights that wait for their epoch while activations are on a grid
 
 # Set to this, a key means something that gracile does not have.
@@ -40,11 +52,12 @@ _LEFT_OUT = {
 def quantization(algorithm: Quantization, keys: Keys, work: Work) -> None:
     """`quantize: qat`, without training `quantize: ptq`; further entries where scopes differ."""
     q, precision = algorithm, algorithm.initializer.precision
-    if precision is not None and precision.type != "manual":
+    where = (*keys, "initializer", "precision")
+    if precision is not None and precision.type == "autoq":
         work.refuse(
-            (*keys, "initializer", "precision", "type"),
-            f"is {precision.type}, a search of bit widths that this version has not. Write manual, "
-            "with bitwidth_per_scope.",
+            (*where, "type"),
+            "is autoq, a search of bit widths by reinforcement learning that this version has not. "
+            "Write hawq, or manual with bitwidth_per_scope.",
         )
     _tell(q, keys, work)
     method = "qat" if work.epochs else "ptq"
@@ -53,10 +66,15 @@ def quantization(algorithm: Quantization, keys: Keys, work: Work) -> None:
         "weights": _weights(q, keys, work),
         "bits": q.activations.bits or 8,
         **_grid(q.weights),
+        **_precision(q, where, work),
         **_half_range(q),
         "symmetric": _even(q.activations.mode, q.preset == "performance"),
         **_observers(q.initializer.range, (*keys, "initializer", "range"), method, work),
     }
+    if precision is not None and precision.type == "manual":
+        entry["overrides"] = _by_hand(precision, (*where, "bitwidth_per_scope"), q, work)
+    if entry.get("precision") is not None:
+        del entry["weight_bits"]
     owner = _add(entry, q.params if work.epochs else None, work)
     for paths, override in _overrides(q, keys, work):
         at = {"when": work.methods[owner]["when"], "after": owner}
@@ -145,15 +163,30 @@ def _add(entry: dict[str, Any], params: Staged | None, work: Work) -> str:
         return work.add("quantization", {**entry, "when": {"at": "end"}})
     weights = params.weights_quant_start_epoch if params else 0
     both = params.activations_quant_start_epoch if params else 0
+    if "precision" in entry:  # weights and activations are chosen together
+        weights = both = max(weights, both)
     kept = ("quantize", "weights", "half_range", *_grid(Grid()))
     on_weights = {k: entry[k] for k in kept if k in entry}
-    later = {**on_weights, "activations": False, "when": {"start": f"{weights}ep"}}
+    own, others = _parted(entry.get("overrides"))
+    later = {
+        **on_weights,
+        "overrides": own,
+        "activations": False,
+        "when": {"start": f"{weights}ep"},
+    }
     if weights < both:
         first = work.add("quantization-weights", later)
         return work.add("quantization", {**entry, "when": {"start": f"{both}ep"}, "after": first})
-    wait = {"weight_bits": FLOAT_BITS} if weights > both else {}
+    wait = {"weight_bits": FLOAT_BITS, "overrides": others} if weights > both else {}
     first = work.add("quantization", {**entry, **wait, "when": {"start": f"{both}ep"}})
     return work.add("quantization-weights", {**later, "after": first}) if wait else first
+
+
+def _parted(overrides: list[Entry] | None) -> tuple[list[Entry] | None, list[Entry] | None]:
+    """Overrides of weights, and of activations."""
+    weights = [o for o in overrides or () if "weights" in o]
+    others = [o for o in overrides or () if "weights" not in o]
+    return weights or None, others or None
 
 
 def _overrides(q: Quantization, keys: Keys, work: Work) -> Iterator[tuple[list[str], Any]]:
@@ -165,24 +198,64 @@ def _overrides(q: Quantization, keys: Keys, work: Work) -> Iterator[tuple[list[s
             yield paths, _grid(override, q.weights)
         if override.initializer is not None:
             work.tell((*at, "initializer"), "is left out: ranges are found alike everywhere.")
-    precision = q.initializer.precision
-    if precision is None:
-        return
-    at = (*keys, "initializer", "precision", "bitwidth_per_scope")
-    by_bits: dict[int, list[str]] = {}
-    left_out = 0
-    for bits, scope in precision.bitwidth_per_scope:
-        if not scope.endswith(("|OUTPUT", "|INPUT")) and "|INPUT" not in scope:
-            if bits != (q.weights.bits or 8):
-                by_bits.setdefault(bits, []).append(scope)
-        else:
-            left_out += bits != (q.activations.bits or 8)
-    if left_out:
-        work.tell(at, f"gives {left_out} activations bits of their own: left out.")
-    for bits, scopes in by_bits.items():
-        paths = work.paths(scopes, at, q.validate_scopes)
-        if paths:
-            yield paths, {**_grid(q.weights), "weight_bits": bits}
+
+
+def _by_hand(p: Precision, keys: Keys, q: Quantization, work: Work) -> list[Entry] | None:
+    """`bitwidth_per_scope` as overrides: of weights, and of what an operator gives."""
+    out: list[Entry] = []
+    for bits, scope in p.bitwidth_per_scope:
+        wanted = q.weights.bits or 8
+        if not scope.endswith("|OUTPUT") and "|INPUT" not in scope:
+            paths = work.paths([scope], keys, q.validate_scopes) if bits != wanted else []
+            if paths:
+                out.append({"weights": paths, "weight_bits": bits})
+        elif bits != (q.activations.bits or 8):
+            path = call_of(scope) if scope.endswith("|OUTPUT") else None
+            if path is None:
+                work.tell(
+                    keys,
+                    f"gives '{scope}' {bits} bits: left out, as its place here cannot be told. "
+                    "Write overrides: [{activations: ..., bits: ...}].",
+                )
+            else:
+                out.append({"activations": path, "bits": bits})
+    return out or None
+
+
+def _precision(q: Quantization, keys: Keys, work: Work) -> Entry:
+    """`hawq` as the option `precision`: pairs of equal bits within a share of bit complexity."""
+    p = q.initializer.precision
+    if p is None or p.type != "hawq":
+        return {}
+    wrong = [b for b in p.bits if not 2 <= b <= 16]
+    if wrong or not p.bits:
+        work.refuse((*keys, "bits"), f"must be in [2, 16], got {p.bits}. Write [4, 8].")
+    if p.bitwidth_per_scope:
+        work.tell((*keys, "bitwidth_per_scope"), "counts with type manual alone.")
+    if p.traces_per_layer_path is not None:
+        work.tell((*keys, "traces_per_layer_path"), "is left out: traces are computed.")
+    work.tell(
+        keys,
+        "becomes an integer program over all assignments, where NNCF tries those in which a weight "
+        "of smaller trace never has more bits; the runtime's profile says which bits have kernels.",
+    )
+    ratio = RATIO if p.compression_ratio is None else p.compression_ratio
+    if ratio <= 0:
+        work.refuse((*keys, "compression_ratio"), f"must be above 0, got {ratio}. Write 1.5.")
+    starts = q.params
+    if starts and starts.activations_quant_start_epoch != starts.weights_quant_start_epoch:
+        work.tell(keys, "chooses for weights and activations, which begin at the later epoch.")
+    work.samples.append(p.num_data_points)
+    return {
+        "precision": {
+            "bits": [[b, b] for b in dict.fromkeys(p.bits)],
+            "limit": {"mac_bits": 1 / ratio},
+            "sensitivity": "hessian",
+            "samples": p.num_data_points,
+            "rounds": p.iter_number or ROUNDS,
+            "tolerance": p.tolerance,
+        }
+    }
 
 
 def _observers(ranges: list[Range], keys: Keys, method: str, work: Work) -> dict[str, Any]:

@@ -123,6 +123,24 @@ def resolve_scopes(
     return out
 
 
+def call_of(scope: str) -> str | None:
+    """The graph's name for a call of a module without parts; None for any other operator.
+
+    >>> call_of("Net/Sequential[layer1]/Block[0]/ReLU[relu]/relu__0|OUTPUT")
+    'layer1.0.relu'
+    >>> call_of("Net/Sequential[layer1]/Block[0]/__add___0|OUTPUT")
+    """
+    segments = _PORT.sub("", scope).split("/")
+    named = [m for s in segments[1:-1] if (m := _SEGMENT.fullmatch(s))]
+    if "{re}" in scope or not named or len(named) != len(segments) - 2:
+        return None
+    operator, _, number = segments[-1].rpartition("_")
+    if operator.replace("_", "").lower() not in named[-1][1].removeprefix(PREFIX).lower():
+        return None  # a function called in a container
+    path = ".".join(m[2] for m in named)
+    return path if number == "0" else f"{path}_{number}"
+
+
 def _one(scope: str, layers: Layers | None) -> list[str]:
     if "{re}" in scope:
         return _by_pattern(scope.replace("{re}", ""), layers)
