@@ -1,6 +1,7 @@
 """The part of a quantizing method that chooses bits: curvature, rounding errors, the program."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -30,25 +31,25 @@ class Choosing(Method):
 
     # --- what a quantizer says
 
+    @abstractmethod
     def rounded(self, weight: Tensor, spec: WeightSpec) -> Tensor:
         """A weight on the grid it would have."""
-        raise NotImplementedError
 
     def moved(self, weight: Tensor, spec: WeightSpec) -> float:
         """||Q(W) - W||^2 for the grid a weight would have."""
         return perturbation(weight, self.rounded(weight, spec))
 
+    @abstractmethod
     def _placed(self, s: Any) -> Placement:
         """All quantizers, with the same bits everywhere."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _place(self, s: Any) -> Placement:
         """All quantizers with the bits of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fixed(self, s: Any, placement: Placement) -> BitMap:
         """Bits that the recipe gives single layers and activations."""
-        raise NotImplementedError
 
     # --- what it asks
 

@@ -70,8 +70,8 @@ class Precision(BaseModel):
             what it reads. No two of the same bits of weight, as only changes of weights are judged.
         limit: see `Limit`.
         sensitivity: fisher: mean squared gradient of each weight, image by image; hessian: mean
-            Hessian trace as in the papers, by random vectors. With tens of them its noise is as
-            large as the traces, and it takes ten times as long, so it is not the default.
+            Hessian trace as in the papers, by random vectors, which needs many passes to be more
+            than noise for small layers.
         samples: calibration images for it; default all.
         rounds: passes over them, at most; of hessian.
         tolerance: hessian stops when no weight's trace has changed by more than this share.
