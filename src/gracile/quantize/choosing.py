@@ -1,7 +1,7 @@
 """The part of a quantizing method that chooses bits: curvature, rounding errors, the program."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from gracile.quantize.precision import Search, positive, read_table
 from gracile.quantize.sensitivity import fisher_traces, hessian_traces, perturbation
 
 
-class Choosing(Method):
+class Choosing(Method, ABC):
     """Base of `Quantizer`, which says where quantizers go and what their grids are.
 
     Attributes:
