@@ -325,6 +325,29 @@ def test_profiles_are_read_from_yaml(monkeypatch, tmp_path):
         load_profile("mnie")
 
 
+CAT = graph(
+    "x: input", "a: conv x", "ra: relu a", "b: conv x", "cat: cat ra b", "c: conv cat",
+    "s: sigmoid c", "output: output s",
+)  # fmt: skip
+
+
+def test_ncnn_has_quantizers_on_what_layers_read_and_nothing_else():
+    p = place_all(RESIDUAL, load_profile("ncnn"))
+    assert where(p) == ["x", "relu1", "flatten"]
+    assert {(a.signed, a.symmetric) for a in p.activations} == {(True, True)}
+    p = place_all(CAT, load_profile("ncnn"))
+    assert where(p) == ["x", "cat"]
+
+
+@pytest.mark.parametrize("name", ["xnnpack", "litert"])
+def test_a_concatenation_has_one_scale_where_it_is_a_copy(name):
+    p = place_all(CAT, load_profile(name))
+    assert where(p) == ["x", "ra", "b", "cat", "c"]
+    assert {a.shares_scale_with for a in p.activations if a.id in ("b", "cat")} == {"ra"}
+    assert all(a.signed and not a.symmetric for a in p.activations)  # zero points everywhere
+    assert where(place_all(RESIDUAL, load_profile(name)))[-1] == "fc"  # results are integers
+
+
 @pytest.mark.parametrize("name", ["portable", "onnxruntime", "openvino"])
 def test_the_profiles_that_come_along_fit_the_schema_and_the_residual_block(name):
     p = place_all(RESIDUAL, load_profile(name))

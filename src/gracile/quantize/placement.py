@@ -193,7 +193,7 @@ def _activations(
             continue
         nonnegative = group_positive[leaders[n.id]]
         signed = grid.signed or even  # zero point 0 needs a sign where values are negative
-        if nonnegative and not (grid.signed and not even):
+        if nonnegative and view.profile.unsigned and not (grid.signed and not even):
             signed = False
         specs.append(
             ActivationSpec(
@@ -217,7 +217,8 @@ def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
-        need.add(view.tails.get(n.id, n.id))
+        if view.profile.quantize_results:
+            need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
     return need - view.summed
 

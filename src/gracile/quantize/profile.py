@@ -26,9 +26,12 @@ class Profile(BaseModel):
     Attributes:
         activations: format of activations that may be negative. Those that cannot be get zero
             point 0 on an unsigned grid, unless this is signed and asymmetric.
+        unsigned: whether kernels take unsigned activations at all.
         weights: format of weights; `axis: null` is per tensor, any number per output channel.
         quantize_inputs: put a quantizer on the model's inputs.
         quantize_outputs: put one on what the model returns.
+        quantize_results: put one behind every integer operator; otherwise only on what they read,
+            and results are float until the next of them.
         sums_in_accumulator: a convolution adds the other operand of a following addition to its
             unrounded sums, so that no quantizer stands between the two.
         ops_integer: operators with integer kernels.
@@ -41,8 +44,10 @@ class Profile(BaseModel):
     name: str
     activations: Grid
     weights: Grid
+    unsigned: bool = True
     quantize_inputs: bool = True
     quantize_outputs: bool = False
+    quantize_results: bool = True
     sums_in_accumulator: bool = False
     ops_integer: tuple[str, ...]
     ops_same_scale: tuple[str, ...] = ()
