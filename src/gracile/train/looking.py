@@ -15,7 +15,8 @@ from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.graph import Graph
-from gracile.graph.walk import Walk
+from gracile.graph.walk import Walk, operate
+from gracile.nn.quantized import ActivationQuantizer
 
 
 class Looking:
@@ -99,34 +100,48 @@ class Looking:
             for n, momentum in zip(norms, momenta, strict=True):
                 n.momentum = momentum
 
-    def look(self, m: Method, ids: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    def look(
+        self, m: Method, ids: Collection[str], *, unquantized: bool = False
+    ) -> Iterator[Mapping[str, Any]]:
         """Outputs of operators, batch by batch of the calibration data, in eval mode.
 
         Args:
             m: who asks.
             ids: nodes of `graph`.
+            unquantized: of the network as it is without its grids.
 
         Raises:
             BindError: there is no calibration data, or the forward cannot be followed.
         """
         self._followed(m)
         with self._evaluating(m):
+            graph, overlays = self.graph, self.overlays
+            if unquantized:
+                copy = self.unquantized()
+                graph, overlays = capture(copy, self.example), Overlays(copy)
             for x, _ in batches(self.calibration, self.device):
-                yield outputs(self.graph, self.overlays, ids, x)
+                yield outputs(graph, overlays, ids, x)
+
+    def operate(self, id: str, x: Tensor) -> Any:
+        """What an operator of the model, overlays laid, makes of another input than its own."""
+        assert self.graph.module is not None
+        with self.overlays.laid(self.graph.module):
+            return operate(self.graph, id, x)
 
     @contextmanager
     def walk(
         self,
         m: Method,
         before: Callable[[str], None],
-        beside: Literal["teacher", "present"] = "teacher",
+        beside: Literal["teacher", "present", "unquantized"] = "teacher",
     ) -> Iterator[tuple[Walk, Walk]]:
         """Two networks side by side, run operator by operator on all calibration data.
 
         Args:
             m: who asks; it may change a layer in `before`.
             before: called with the id of each of the model's operators before it runs.
-            beside: the other network: the teacher, or the model as it is at present.
+            beside: the other network: the teacher, or the model as it is at present, with its
+                grids or without.
 
         Raises:
             BindError: there is no calibration data, or the forward cannot be followed.
@@ -138,19 +153,28 @@ class Looking:
             if beside == "teacher":
                 other = self.teacher_graph
             else:
-                other = capture(self.present().eval(), self.example)
+                made = self.present() if beside == "present" else self.unquantized()
+                other = capture(made.eval(), self.example)
             assert module is not None
             assert other.module is not None
             laid = partial(self.overlays.laid, module)
             other.module.eval()
             yield Walk(self.graph, given, laid, before), Walk(other, given)
 
-    def present(self) -> nn.Module:
-        """A copy of the model as its overlays make it; modules in the same modes."""
+    def present(self, upto: str | None = None) -> nn.Module:
+        """A copy of the model as its overlays (up to one layer) make it; modes stay."""
         copy = bare_copy(self.model)
         with torch.no_grad():
             for address in self.overlays.addresses():
-                copy.get_parameter(address).copy_(self.overlays.effective(address))
+                copy.get_parameter(address).copy_(self.overlays.effective(address, upto))
+        return copy
+
+    def unquantized(self) -> nn.Module:
+        """A copy of the model as it is without grids on weights and activations; modes stay."""
+        copy = self.present(upto="share")
+        for q in copy.modules():
+            if isinstance(q, ActivationQuantizer):
+                q.mode = "off"
         return copy
 
     def _followed(self, m: Method) -> None:
