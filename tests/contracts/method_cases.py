@@ -40,6 +40,7 @@ CASES = {
     "when: {start: 1ep, every: 2mb}}",
     "recover/batch_norm": "m: {recover: batch_norm, when: {at: end}}",
     "recover/bias": "int8: {quantize: ptq}\n  m: {recover: bias, mode: full, when: {at: end}}",
+    "recover/equalize": "m: {recover: equalize, when: {at: end}}\n  int8: {quantize: ptq}",
     "recover/reconstruct": f"filters: {GRADUAL}\n  m: {{recover: reconstruct, when: {{at: 2ep}}}}",
     "regularize/penalty": 'm: {regularize: penalty, weights: "type:Conv2d", penalty: group_lasso, '
     "strength: {ramp: linear, final: 0.05}, threshold: 0.08, when: {start: 0ep, stop: 2ep}}",
