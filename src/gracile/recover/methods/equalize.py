@@ -116,7 +116,7 @@ class _Weights:
 
     @torch.no_grad()
     def absorb(self, group: ScaleGroup) -> None:
-        """Section 4.1.3: shift - 3 scale, where positive, goes from the BatchNorm to the readers."""
+        """Section 4.1.3: shift - 3 scale, if positive, goes from the BatchNorm to the readers."""
         first = group.writers[0]
         ops = {self.s.graph[id].op for id in group.passed} - {"batch_norm"}
         plain = ops <= {"relu", "identity", "dropout"}
