@@ -7,6 +7,7 @@ ranges are observed and when they stop moving.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.core.method import Method, Options
 from gracile.core.plan import Bits
-from gracile.errors import GracileError
+from gracile.errors import BindError, GracileError
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
@@ -33,7 +34,7 @@ from gracile.quantize.edges import with_edges
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.patterns import WEIGHT_OPS
-from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec, place
+from gracile.quantize.placement import ActivationSpec, Placement, Skipped, WeightSpec, place
 from gracile.quantize.profile import load_profile
 from gracile.quantize.ranges import Range
 from gracile.quantize.requantize import accumulator_bits
@@ -176,6 +177,20 @@ class WeightGrid:
             self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What was quantized before operators were reverted.
+
+    Attributes:
+        grids: address -> the overlay of a weight.
+        scales: id of an activation -> scale and zero point.
+    """
+
+    placement: Placement
+    grids: dict[str, WeightGrid]
+    scales: dict[str, tuple[Tensor, Tensor]]
+
+
 class Quantizer(Method):
     """Base of both methods: placement, grids, edits and state. Subclasses decide about time."""
 
@@ -185,6 +200,8 @@ class Quantizer(Method):
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
+        self.floats: dict[str, str] = {}  # operators that were reverted -> why
+        self.placed: Placed | None = None  # before any was
         self.laid = False
 
     # --- hooks that both methods share
@@ -225,8 +242,7 @@ class Quantizer(Method):
         """Put overlays on the weights and quantizers (in mode "off") on the graph."""
         if placement is None:
             placement = self._place(s)
-            for name, why, reason in placement.skipped:
-                s.note(name, "precision", "float", reason, why, self.id)
+            self._note(s, placement)
         self.placement = placement
         for spec in placement.weights:
             self.grids[spec.address] = self._grid(spec)
@@ -276,6 +292,61 @@ class Quantizer(Method):
             for a in members:
                 self.quantizers[a.id].scale.copy_(scale)
                 self.quantizers[a.id].zero_point.copy_(zero_point)
+
+    def revert(self, s: Any, floats: Mapping[str, str]) -> None:
+        """Compute these operators in float from now on, and all others in integers again.
+
+        Grids of what is quantized before and after stay as they are. Observers must be settled.
+
+        Args:
+            s: the session.
+            floats: ids of `placement.operators` as first placed -> why.
+        """
+        if self.placed is None:
+            assert self.placement is not None
+            self.placed = Placed(
+                self.placement,
+                dict(self.grids),
+                {id: (q.scale.clone(), q.zero_point.clone()) for id, q in self.quantizers.items()},
+            )
+        self.floats = dict(floats)
+        for address in self.grids:
+            s.overlays.remove(address, LAYER)
+        for q in self.quantizers.values():
+            q.mode, q.__dict__["by"] = "off", None
+        self.grids, self.quantizers = {}, {}
+        first = self.placed.placement
+        weights = {w.address: w for w in first.weights}
+        specs = {a.id: a for a in first.activations}
+        try:
+            placement = self._place(s)
+            placement = replace(  # what is first or last now had other bits before
+                placement,
+                weights=tuple(weights[w.address] for w in placement.weights),
+                activations=tuple(replace(a, bits=specs[a.id].bits) for a in placement.activations),
+            )
+        except BindError:  # no weight is left to quantize
+            gone = tuple(Skipped(id, why, "sensitive") for id, why in floats.items())
+            placement = Placement((), (), gone)
+        self.lay(s, placement)
+        for address in self.grids:
+            self.grids[address] = self.placed.grids[address]
+            s.overlays.set(address, LAYER, self.grids[address])
+        for members in self._sharing().values():
+            same = all(a == specs[a.id] for a in members)
+            found = self.placed.scales[members[0].id] if same else self._params(members)
+            for a in members:
+                self.quantizers[a.id].scale.copy_(found[0])
+                self.quantizers[a.id].zero_point.copy_(found[1])
+        self.settle()
+        self.quantize()
+
+    def tell_reverted(self, s: Any) -> None:
+        """Write into the ledger what is float now and was not when first placed."""
+        if self.placed is not None and self.placement is not None:
+            told = set(self.placed.placement.skipped)
+            new = tuple(k for k in self.placement.skipped if k not in told)
+            self._note(s, replace(self.placement, skipped=new))
 
     def settle(self) -> None:
         """Take the observers away: activation ranges no longer move."""
@@ -365,13 +436,14 @@ class Quantizer(Method):
                 if q.observer is not None
             },
             "ranges": {id: list(r) for id, r in self.found.items()},
+            "floats": dict(self.floats),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state["laid"]:
             return
         s = self.session
-        placement = Placement.from_dict(state["placement"])
+        placement, self.floats = Placement.from_dict(state["placement"]), dict(state["floats"])
         self.lay(s, placement)
         specs = {a.id: a for a in placement.activations}
         self.found = {id: Range(*r) for id, r in state["ranges"].items()}
@@ -390,6 +462,10 @@ class Quantizer(Method):
                 q.observer.load_state_dict({k: v.to(s.device) for k, v in stored.items()})
 
     # --- inside
+
+    def _note(self, s: Any, placement: Placement) -> None:
+        for name, why, reason in placement.skipped:
+            s.note(name, "precision", "float", reason, why, self.id)
 
     def _place(self, s: Any) -> Placement:
         o = self.options
@@ -411,6 +487,7 @@ class Quantizer(Method):
             symmetric=o.symmetric,
             weight_symmetric=o.weight_symmetric,
             per_channel=o.per_channel,
+            floats=self.floats,
         )
         if o.edges_bits is None:
             return placement
@@ -440,6 +517,7 @@ class Quantizer(Method):
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         """Scale and zero point of activations that share them, as observed."""
         ranges = [self.found[a.id] for a in members if a.observed]
+        ranges = [r.above_zero() for r in ranges] if members[0].nonnegative else ranges
         low = torch.tensor(min(r.low for r in ranges))
         high = torch.tensor(max(r.high for r in ranges))
         made: tuple[Tensor, Tensor] = self.options.params(low, high, members[0])

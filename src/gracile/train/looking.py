@@ -17,6 +17,7 @@ from gracile.graph.capture import bare_copy, capture
 from gracile.graph.graph import Graph
 from gracile.graph.walk import Walk, operate
 from gracile.nn.quantized import ActivationQuantizer
+from gracile.train.evaluate import predict_module
 
 
 class Looking:
@@ -24,6 +25,7 @@ class Looking:
 
     Attributes:
         calibration: batches, or None; loss_of: (outputs, labels) -> loss, or None.
+        val: makes the validation batches, or None.
         teacher: the model as it came, or None where no method needs it.
     """
 
@@ -31,6 +33,7 @@ class Looking:
     teacher: nn.Module | None
     example: Any
     calibration: Iterable[Any] | None
+    val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
     loss_of: Callable[[Any, Tensor], Tensor] | None
     overlays: Overlays
     device: torch.device
@@ -177,6 +180,24 @@ class Looking:
                 q.mode = "off"
         return copy
 
+    def logits(
+        self, m: Method, images: int = 0, *, unquantized: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """What the network gives on validation data, in eval mode, and the labels; on the CPU.
+
+        Args:
+            m: who asks.
+            images: the first so many, up to a whole batch; 0 is all of them.
+            unquantized: of the network as it is without its grids.
+
+        Raises:
+            BindError: there is no validation data.
+        """
+        if self.val is None:
+            raise BindError(f"'{m.id}' needs validation data: Session(..., val=<function>).")
+        model = self.unquantized() if unquantized else self.model
+        return predict_module(model, _first(self.val(), images, self.device))
+
     def _followed(self, m: Method) -> None:
         if self.graph.module is None:
             raise BindError(
@@ -265,6 +286,17 @@ class _Seen(fx.Interpreter):
         if n.meta["id"] in self.ids:
             self.found[n.meta["id"]] = out.clone() if isinstance(out, Tensor) else out
         return out
+
+
+def _first(
+    items: Iterable[tuple[Tensor, Tensor]], images: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    seen = 0
+    for x, y in items:
+        yield x.to(device), y
+        seen += len(y)
+        if 0 < images <= seen:
+            return
 
 
 def batches(items: Any, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
