@@ -287,11 +287,19 @@ class Quantizer(Method):
     def set_ranges(self, found: Mapping[str, Range]) -> None:
         """Set scales and zero points of all activations from the ranges of those observed."""
         self.found = dict(found)
-        for members in self._sharing().values():
+        for members in self.sharing().values():
             scale, zero_point = self._params(members)
             for a in members:
                 self.quantizers[a.id].scale.copy_(scale)
                 self.quantizers[a.id].zero_point.copy_(zero_point)
+
+    def sharing(self) -> dict[str, list[ActivationSpec]]:
+        """Activations by the id of the one whose scale they take."""
+        assert self.placement is not None
+        groups: dict[str, list[ActivationSpec]] = {}
+        for a in self.placement.activations:
+            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
+        return groups
 
     def revert(self, s: Any, floats: Mapping[str, str]) -> None:
         """Compute these operators in float from now on, and all others in integers again.
@@ -332,7 +340,7 @@ class Quantizer(Method):
         for address in self.grids:
             self.grids[address] = self.placed.grids[address]
             s.overlays.set(address, LAYER, self.grids[address])
-        for members in self._sharing().values():
+        for members in self.sharing().values():
             same = all(a == specs[a.id] for a in members)
             found = self.placed.scales[members[0].id] if same else self._params(members)
             for a in members:
@@ -505,14 +513,6 @@ class Quantizer(Method):
     def _grid(self, spec: WeightSpec) -> WeightGrid:
         """The overlay of one weight."""
         return WeightGrid(spec, self.options.weight_observer.fn, self.options.params)
-
-    def _sharing(self) -> dict[str, list[ActivationSpec]]:
-        """Activations by the id of the one whose scale they take."""
-        assert self.placement is not None
-        groups: dict[str, list[ActivationSpec]] = {}
-        for a in self.placement.activations:
-            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
-        return groups
 
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         """Scale and zero point of activations that share them, as observed."""
