@@ -74,11 +74,14 @@ def by_channels(node: Node, weight: Tensor, inputs: int = 1) -> Tensor:
         inputs: inputs that are one channel, one after the other (a linear layer behind flattening).
     """
     groups = int(node.attrs.get("groups", 1)) if node.op != "linear" else 1
+    view: Tensor
     if node.op == "conv_transpose":  # (I, O / groups, ...)
-        return weight.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2)
-    if node.op == "linear":
-        return weight.unflatten(1, (-1, inputs))[None]
-    return weight.unflatten(0, (groups, -1)).flatten(3)
+        view = weight.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2)
+    elif node.op == "linear":
+        view = weight.unflatten(1, (-1, inputs))[None]
+    else:
+        view = weight.unflatten(0, (groups, -1)).flatten(3)
+    return view
 
 
 class _Groups:

@@ -19,9 +19,9 @@ class _Spent(Exception):
 
 def powell(
     f: Callable[[Vector], float],
-    start: Sequence[float],
+    start: Sequence[float] | Vector,
     *,
-    first: Sequence[Sequence[float]] = (),
+    first: Sequence[Sequence[float] | Vector] = (),
     step: float = 0.25,
     low: float = -np.inf,
     high: float = np.inf,
@@ -49,8 +49,8 @@ def powell(
     directions = list(np.eye(len(start)))
     try:
         search.begin()
-        for d in first:
-            search.line(np.asarray(d, dtype=np.float64), step)
+        for way in first:
+            search.line(np.asarray(way, dtype=np.float64), step)
         while True:
             origin, before = search.x, search.value
             gains = []

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -88,7 +89,7 @@ class BiasCorrection(core.Method):
     def _fast(self, s: Any, layers: Iterable[Corrected]) -> None:
         layers = list(layers)
         ids = {v.fed.id for v in layers} | {v.node.id for v in layers}
-        sums = {v.node.id: 0.0 for v in layers}
+        sums: dict[str, Tensor] = {}
         images = 0
         for seen in s.look(self, ids, unquantized=True):
             n = len(seen[layers[0].node.id])
@@ -98,7 +99,7 @@ class BiasCorrection(core.Method):
                 if v.fed.op == "quantize":
                     x = s.model.get_submodule(v.fed.module)(x)
                 error = v.means(seen[v.node.id] - s.operate(v.node.id, x))
-                sums[v.node.id] = sums[v.node.id] + n * error
+                sums[v.node.id] = sums.get(v.node.id, 0.0 * error) + n * error
         for v in layers:
             _shift(s, v, sums[v.node.id] / images)
 
@@ -106,11 +107,10 @@ class BiasCorrection(core.Method):
         def before(id: str) -> None:
             if id not in layers:
                 return
-            v, total, images = layers[id], 0.0, 0
-            for x, y in zip(model.need(v.node.inputs[0]), floats.need(id), strict=True):
-                total = total + len(y) * v.means(y - s.operate(id, x))
-                images += len(y)
-            _shift(s, v, total / images)
+            v = layers[id]
+            pairs = list(zip(model.need(v.node.inputs[0]), floats.need(id), strict=True))
+            errors = [len(y) * v.means(y - s.operate(id, x)) for x, y in pairs]
+            _shift(s, v, torch.stack(errors).sum(0) / sum(len(y) for _, y in pairs))
 
         with s.walk(self, before, beside="unquantized") as (model, floats):
             for node in s.graph:

@@ -94,7 +94,7 @@ class _Weights:
 
     def free(self, group: ScaleGroup) -> bool:
         """Whether all weights of a group are what the forward sees, up to masks."""
-        layers = [v.node for v in (*group.writers, *group.readers)]
+        layers = [w.node for w in group.writers] + [r.node for r in group.readers]
         shared = set(self.s.overlays.addresses("share"))
         return not any(n.params["weight"] in shared for n in layers)
 
@@ -120,17 +120,17 @@ class _Weights:
         first = group.writers[0]
         ops = {self.s.graph[id].op for id in group.passed} - {"batch_norm"}
         plain = ops <= {"relu", "identity", "dropout"}
-        able = all(_padding(r.node) == 0 and self._shifted(r) is not None for r in group.readers)
+        targets = [t for r in group.readers if (t := self._shifted(r)) is not None]
+        able = len(targets) == len(group.readers)
         if len(group.writers) > 1 or first.norm is None or not plain or not able:
             return
         norm = self.s.model.get_submodule(first.norm.module)
         constant = (norm.bias - 3 * norm.weight.abs()).clamp(min=0)
         norm.bias.sub_(constant)
-        for r in group.readers:
+        for r, (target, sign) in zip(group.readers, targets, strict=True):
             weight = self.s.overlays.effective(r.node.params["weight"], upto="mask")
             view = by_channels(r.node, weight, r.inputs)
             gain = (view.sum(3) * constant.reshape(view.shape[0], 1, -1)).sum(2).flatten()
-            target, sign = self._shifted(r)
             target.add_(gain, alpha=sign)
 
     def _even(self, w: Writer) -> None:
@@ -178,7 +178,12 @@ class _Weights:
             self.s.parameter(w.node.params["bias"]).data.mul_(factor)
 
     def _shifted(self, r: Reader) -> tuple[Tensor, int] | None:
-        """What takes a constant added to a reader's outputs, and with which sign."""
+        """What takes a constant added to a reader's outputs, and with which sign.
+
+        None where padding reads no constant, or nothing takes one.
+        """
+        if _padding(r.node):
+            return None
         if "bias" in r.node.params:
             return self.s.parameter(r.node.params["bias"]).data, 1
         readers = self.s.graph.consumers(r.node.id)
