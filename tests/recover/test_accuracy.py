@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from gracile.errors import BindError, GracileError
 from gracile.recipe.load import loads
+from gracile.recover.methods.accuracy import fewest
 from gracile.train.session import Session
 
 PTQ = "q: {quantize: ptq, bits: 8, weight_bits: 2, observer: min_max}"
@@ -139,6 +142,19 @@ def test_first_and_last_bits_stay_where_they_were():
     assert {w.address: w for w in quantizer.placement.weights} == {
         a: w for a, w in before.items() if a != "stem.weight"
     }
+
+
+@given(st.integers(1, 70), st.data())
+def test_the_fewest_that_are_enough_are_found_in_few_trials(most, data):
+    least = data.draw(st.integers(1, most))
+    asked = []
+
+    def enough(k):
+        asked.append(k)
+        return k >= least
+
+    assert fewest(enough, most) == least
+    assert len(asked) <= 2 * least.bit_length() + 1
 
 
 def test_it_needs_validation_data_and_a_quantizer():

@@ -1,10 +1,10 @@
 """Accuracy control: operators go back to float, the most damaging first, until the drop is met.
 
 The idea is NNCF's `quantize_with_accuracy_control`. Different from it: the drop is against this
-network without its grids, and an operator that is reverted stays so.
+network without its grids, operators are ranked once, and how many go is found by halving.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,22 +74,25 @@ class AccuracyControl(core.Method):
                 "the same time or later."
             )
         wanted = _top1(*s.logits(self, unquantized=True)) - self.options.max_drop / 100 - 1e-9
-        top1 = first = _top1(*s.logits(self))
-        reverted: list[_Operator] = []
-        ranked = self._ranked(s, quantizers) if top1 < wanted else []
-        for operator in ranked:
-            reverted.append(operator)
-            _revert(s, quantizers, reverted, f"reverted by '{self.id}' to keep the accuracy")
-            top1 = _top1(*s.logits(self))
-            s.track("accuracy/reverted", len(reverted))
-            s.track("accuracy/top1", top1)
-            if top1 >= wanted:
-                break
-        if reverted:
-            self._tell(s, reverted, len(ranked), first, top1)
+        first = _top1(*s.logits(self))
+        if first >= wanted:
+            return
+        ranked = self._ranked(s, quantizers)
+        found: dict[int, float] = {}
+
+        def without(k: int) -> float:
+            _revert(s, quantizers, ranked[:k], f"reverted by '{self.id}' to keep the accuracy")
+            if k not in found:
+                found[k] = _top1(*s.logits(self))
+                s.track("accuracy/reverted", k)
+                s.track("accuracy/top1", found[k])
+            return found[k]
+
+        k = fewest(lambda k: without(k) >= wanted, len(ranked))
+        self._tell(s, ranked[:k], len(ranked), first, without(k))
         for m in quantizers:
             m.tell_reverted(s)
-        s.changed = s.changed or bool(reverted)
+        s.changed = True
 
     def _ranked(self, s: Any, quantizers: list[Any]) -> list[_Operator]:
         """All operators, that one first without which the network is best."""
@@ -118,6 +121,28 @@ class AccuracyControl(core.Method):
                 f"{self.options.max_drop:g} points cannot be kept. Take more bits, another "
                 "observer, `tune: lapq`, or train (`quantize: qat`).",
             )
+
+
+def fewest(enough: Callable[[int], bool], most: int) -> int:
+    """The smallest number from 1 to `most` that is enough, where more always is, too.
+
+    Asks for 1, 2, 4, ... and then halves, so that few numbers are asked for where few are enough.
+    Where more is not always enough, a number that is while the one before it is not.
+
+    Args:
+        enough: of a number; that `most` is enough is taken for granted.
+        most: 1 or more.
+
+    >>> fewest(lambda k: k >= 11, 40)
+    11
+    """
+    low, high = 0, 1
+    while high < most and not enough(high):
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 @contextmanager
