@@ -187,7 +187,7 @@ class Looking:
 
         Args:
             m: who asks.
-            images: the first so many, up to a whole batch; 0 is all of them.
+            images: the first so many; 0 is all of them.
             unquantized: of the network as it is without its grids.
 
         Raises:
@@ -293,7 +293,8 @@ def _first(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     seen = 0
     for x, y in items:
-        yield x.to(device), y
+        left = images - seen if images else len(y)
+        yield x[:left].to(device), y[:left]
         seen += len(y)
         if 0 < images <= seen:
             return
