@@ -86,7 +86,7 @@ def compress(
         recipe: a Recipe or the path of one.
         example: an input batch of at least 2 samples, on the model's device.
         train: sized loader of (input, label); needed if the recipe trains.
-        val: loader of (input, label) for the curves, and for the recipe's `accuracy`.
+        val: loader of (input, label) for the curves, and for what in the recipe goes by accuracy.
         calibration: batches of inputs, or of (input, label), all of them used; default so many
             images of `train` as the recipe's `data.calibration` says.
         profile: the quantizer profile of the target runtime.
@@ -106,6 +106,8 @@ def compress(
     if calibration is None and train is not None:
         calibration = _First(train, recipe.data.calibration)
 
+    validation = (lambda: val) if val is not None else None
+
     def started(model: nn.Module) -> Session:
         return Session(
             model,
@@ -117,9 +119,9 @@ def compress(
             profile=profile,
             architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
             loss_of=cross_entropy,
+            val=validation,
         )
 
-    validation = (lambda: val) if val is not None else None
     if not recipe.train.epochs or batches is None:
         return started(model).finish()
     if recipe.accuracy is not None:

@@ -39,6 +39,10 @@ CASES = {
     "prune/lottery": 'm: {prune: lottery, weights: "type:Conv2d", sparsity: 0.3, rewind_to: 2mb, '
     "when: {start: 1ep, every: 2mb}}",
     "recover/batch_norm": "m: {recover: batch_norm, when: {at: end}}",
+    "recover/accuracy": "int8: {quantize: ptq, bits: 2}\n  m: {recover: accuracy, max_drop: 0, "
+    "when: {at: end}}",
+    "recover/bias": "int8: {quantize: ptq}\n  m: {recover: bias, mode: full, when: {at: end}}",
+    "recover/equalize": "m: {recover: equalize, when: {at: end}}\n  int8: {quantize: ptq}",
     "recover/reconstruct": f"filters: {GRADUAL}\n  m: {{recover: reconstruct, when: {{at: 2ep}}}}",
     "regularize/penalty": 'm: {regularize: penalty, weights: "type:Conv2d", penalty: group_lasso, '
     "strength: {ramp: linear, final: 0.05}, threshold: 0.08, when: {start: 0ep, stop: 2ep}}",
@@ -113,6 +117,7 @@ def session(name: str, *, calibration=None, seed: int = 0) -> Session:
         steps_per_epoch=STEPS,
         calibration=calibration or data(77),
         loss_of=nn.functional.cross_entropy,
+        val=lambda: data(55),
     )
 
 

@@ -56,14 +56,16 @@ class Made:
         return open_run(self.folder, self.weights)
 
 
-def make(folder: Path, times: dict, *, weights: bool = True) -> Made:
-    """Run a recipe on the digits without any runtime."""
+def make(
+    folder: Path, times: dict, *, weights: bool = True, more: str = "", text: str = RECIPE
+) -> Made:
+    """Run a recipe, with `more` entries, on the digits without any runtime."""
     net, file = folder / "net.py", folder / "w.safetensors" if weights else None
     net.write_text(NET)
     if file is not None:
         torch.manual_seed(3)
         save_file(resolve(f"{net}:Net?num_classes=10").model.state_dict(), file)
-    recipe = loads(RECIPE.format(**times), name="r.yaml")
+    recipe = loads(text.format(**times) + more, name="r.yaml")
     run(
         Job(
             model=f"{net}:Net", data="digits", recipe=recipe, out=folder / "run", weights=file,

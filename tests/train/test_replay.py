@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_case import TRAINED, UNTRAINED, Made, make
+from replay_case import RECIPE, TRAINED, UNTRAINED, Made, make
 
 from gracile.core.plan import Plan, Remove
 from gracile.core.result import Result
@@ -137,6 +137,26 @@ def test_an_undone_run_is_loaded_like_any_model(trained, tmp_path):
 def test_a_run_from_random_weights_says_what_its_channels_are_worth(random_start):
     done = undo(random_start.open(), ["thin", "int8", "few"])
     assert [c for c, _ in done.warnings] == ["random"]
+
+
+def test_corrections_that_stay_are_told_and_exact_otherwise(tmp_path):
+    made = make(tmp_path, UNTRAINED, more="  bias: {recover: bias, mode: full}\n")
+    run = made.open()
+    assert undo(run, []).warnings == []
+    done = undo(run, ["int8"])
+    assert [c for c, _ in done.warnings] == ["recovered"]
+    now, then = done.model.state_dict(), loaded(run).state_dict()
+    assert torch.equal(now["head.bias"], then["head.bias"])
+    assert not torch.equal(now["inner.weight"], then["inner.weight"])
+    kept = loaded(run)
+    assert torch.equal(undo(run, []).model(run.example), kept(run.example))
+
+
+def test_equalized_weights_under_grids_are_refused(tmp_path):
+    text = RECIPE.replace("  int8:", "  even: {{recover: equalize}}\n  int8:")
+    made = make(tmp_path, UNTRAINED, text=text)
+    with pytest.raises(UserError, match="float values"):
+        undo(made.open(), ["int8"])
 
 
 def test_lost_float_values_are_refused(trained, tmp_path):

@@ -40,7 +40,7 @@ class Method:
     training the firings `at: end`, then `on_detach`. `s` is the Session.
 
     Attributes:
-        needs: train, calibration, teacher or graph: what a session must have.
+        needs: train, calibration, validation, teacher or graph: what a session must have.
         by_value: how much is removed follows from the values of the weights, not from a share that
             the recipe states; `recipe simulate` warns, as it does not train them.
         counts_statistics: it counts the statistics of batch norms anew.

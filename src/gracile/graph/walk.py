@@ -66,3 +66,20 @@ class Walk:
             if self._readers[n] == 0:
                 for run in self._runs:
                     del run.env[n]
+
+
+def operate(graph: Graph, id: str, x: Any) -> Any:
+    """What one operator makes of an input, by itself and without gradient.
+
+    Args:
+        graph: of a model in the mode it is to run in.
+        id: of an operator that reads one tensor beside its parameters.
+        x: instead of what it reads in the graph.
+    """
+    assert graph.module is not None
+    node = next(n for n in graph.module.graph.nodes if n.meta["id"] == id)
+    run = fx.Interpreter(graph.module)
+    with torch.no_grad():
+        for n in node.all_input_nodes:
+            run.env[n] = run.run_node(n) if n.op == "get_attr" else x
+        return run.run_node(node)

@@ -7,6 +7,7 @@ ranges are observed and when they stop moving.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.core.method import Options
 from gracile.core.plan import Bits
-from gracile.errors import GracileError
+from gracile.errors import BindError, GracileError
 from gracile.graph.dependency import canonical_addresses
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
@@ -37,7 +38,7 @@ from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.overrides import Override, bits_of, left_float
 from gracile.quantize.patterns import WEIGHT_OPS
-from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec, place
+from gracile.quantize.placement import ActivationSpec, Placement, Skipped, WeightSpec, place
 from gracile.quantize.precision import Precision
 from gracile.quantize.profile import load_profile
 from gracile.quantize.ranges import Range
@@ -223,6 +224,20 @@ class WeightGrid:
             self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What was quantized before operators were reverted.
+
+    Attributes:
+        grids: address -> the overlay of a weight.
+        scales: id of an activation -> scale and zero point.
+    """
+
+    placement: Placement
+    grids: dict[str, WeightGrid]
+    scales: dict[str, tuple[Tensor, Tensor]]
+
+
 class Quantizer(Choosing):
     """Base of both methods: placement, grids, edits and state. Subclasses decide about time."""
 
@@ -231,6 +246,8 @@ class Quantizer(Choosing):
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
+        self.floats: dict[str, str] = {}  # operators that were reverted -> why
+        self.placed: Placed | None = None  # before any was
         self.laid = False
 
     # --- hooks that both methods share
@@ -273,8 +290,7 @@ class Quantizer(Choosing):
         if placement is None:
             self.choose_precision(s)
             placement = self._place(s)
-            for name, why, reason in placement.skipped:
-                s.note(name, "precision", "float", reason, why, self.id)
+            self._note(s, placement)
         self.placement = placement
         for spec in placement.weights:
             self.grids[spec.address] = self._grid(spec)
@@ -319,11 +335,74 @@ class Quantizer(Choosing):
     def set_ranges(self, found: Mapping[str, Range]) -> None:
         """Set scales and zero points of all activations from the ranges of those observed."""
         self.found = dict(found)
-        for members in self._sharing().values():
+        for members in self.sharing().values():
             scale, zero_point = self._params(members)
             for a in members:
                 self.quantizers[a.id].scale.copy_(scale)
                 self.quantizers[a.id].zero_point.copy_(zero_point)
+
+    def sharing(self) -> dict[str, list[ActivationSpec]]:
+        """Activations by the id of the one whose scale they take."""
+        assert self.placement is not None
+        groups: dict[str, list[ActivationSpec]] = {}
+        for a in self.placement.activations:
+            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
+        return groups
+
+    def revert(self, s: Any, floats: Mapping[str, str]) -> None:
+        """Compute these operators in float from now on, and all others in integers again.
+
+        Grids of what is quantized before and after stay as they are. Observers must be settled.
+
+        Args:
+            s: the session.
+            floats: ids of `placement.operators` as first placed -> why.
+        """
+        if self.placed is None:
+            assert self.placement is not None
+            self.placed = Placed(
+                self.placement,
+                dict(self.grids),
+                {id: (q.scale.clone(), q.zero_point.clone()) for id, q in self.quantizers.items()},
+            )
+        self.floats = dict(floats)
+        for address in self.grids:
+            s.overlays.remove(address, LAYER)
+        for q in self.quantizers.values():
+            q.mode, q.__dict__["by"] = "off", None
+        self.grids, self.quantizers = {}, {}
+        first = self.placed.placement
+        weights = {w.address: w for w in first.weights}
+        specs = {a.id: a for a in first.activations}
+        try:
+            placement = self._place(s)
+            placement = replace(  # what is first or last now had other bits before
+                placement,
+                weights=tuple(weights[w.address] for w in placement.weights),
+                activations=tuple(replace(a, bits=specs[a.id].bits) for a in placement.activations),
+            )
+        except BindError:  # no weight is left to quantize
+            gone = tuple(Skipped(id, why, "sensitive") for id, why in floats.items())
+            placement = Placement((), (), gone)
+        self.lay(s, placement)
+        for address in self.grids:
+            self.grids[address] = self.placed.grids[address]
+            s.overlays.set(address, LAYER, self.grids[address])
+        for members in self.sharing().values():
+            same = all(a == specs[a.id] for a in members)
+            found = self.placed.scales[members[0].id] if same else self._params(members)
+            for a in members:
+                self.quantizers[a.id].scale.copy_(found[0])
+                self.quantizers[a.id].zero_point.copy_(found[1])
+        self.settle()
+        self.quantize()
+
+    def tell_reverted(self, s: Any) -> None:
+        """Write into the ledger what is float now and was not when first placed."""
+        if self.placed is not None and self.placement is not None:
+            told = set(self.placed.placement.skipped)
+            new = tuple(k for k in self.placement.skipped if k not in told)
+            self._note(s, replace(self.placement, skipped=new))
 
     def settle(self) -> None:
         """Take the observers away: activation ranges no longer move."""
@@ -413,13 +492,14 @@ class Quantizer(Choosing):
                 if q.observer is not None
             },
             "ranges": {id: list(r) for id, r in self.found.items()},
+            "floats": dict(self.floats),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state["laid"]:
             return
         s = self.session
-        placement = Placement.from_dict(state["placement"])
+        placement, self.floats = Placement.from_dict(state["placement"]), dict(state["floats"])
         self.lay(s, placement)
         specs = {a.id: a for a in placement.activations}
         self.found = {id: Range(*r) for id, r in state["ranges"].items()}
@@ -441,6 +521,10 @@ class Quantizer(Choosing):
 
     def rounded(self, weight: Tensor, spec: WeightSpec) -> Tensor:
         return self._grid(spec)(weight)
+
+    def _note(self, s: Any, placement: Placement) -> None:
+        for name, why, reason in placement.skipped:
+            s.note(name, "precision", "float", reason, why, self.id)
 
     def _place(self, s: Any) -> Placement:
         placement = self._placed(s)
@@ -481,6 +565,7 @@ class Quantizer(Choosing):
             symmetric=o.symmetric,
             weight_symmetric=o.weight_symmetric,
             per_channel=o.per_channel,
+            floats=self.floats,
         )
 
     def _weight_bits(self, bits: int) -> int:
@@ -496,17 +581,10 @@ class Quantizer(Choosing):
         """The overlay of one weight."""
         return WeightGrid(spec, self.options.weight_observer.fn, self.options.params)
 
-    def _sharing(self) -> dict[str, list[ActivationSpec]]:
-        """Activations by the id of the one whose scale they take."""
-        assert self.placement is not None
-        groups: dict[str, list[ActivationSpec]] = {}
-        for a in self.placement.activations:
-            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
-        return groups
-
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         """Scale and zero point of activations that share them, as observed."""
         ranges = [self.found[a.id] for a in members if a.observed]
+        ranges = [r.above_zero() for r in ranges] if members[0].nonnegative else ranges
         low = torch.tensor(min(r.low for r in ranges))
         high = torch.tensor(max(r.high for r in ranges))
         made: tuple[Tensor, Tensor] = self.options.params(low, high, members[0])

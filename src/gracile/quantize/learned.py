@@ -259,7 +259,7 @@ class LearnedQuantizer(TrainedQuantizer):
         return () if self.placement is None else self.placement.weights
 
     def _start_activations(self) -> None:
-        for leader, members in self._sharing().items():
+        for leader, members in self.sharing().items():
             learned = self.activation_range(members[0])
             if learned is None:
                 continue
@@ -271,7 +271,7 @@ class LearnedQuantizer(TrainedQuantizer):
 
     def _show(self) -> None:
         """Let the quantizers in the model hold the grids as they are now."""
-        for members in self._sharing().values():
+        for members in self.sharing().values():
             for a in members:
                 q = self.quantizers[a.id]
                 if isinstance(q.rule, LearnedRange):

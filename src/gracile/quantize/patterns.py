@@ -1,6 +1,7 @@
 """A captured graph as an integer runtime sees it: fused patterns, moved values, the rest float."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from gracile.graph.graph import Graph, Node
 from gracile.quantize.profile import Profile
@@ -30,10 +31,19 @@ class View:
         not_asked: those that stay float because their weight was not selected.
         why_float: id -> reason, for every other operator that computes something.
         summed: ends of patterns whose sums go into an addition before they are rounded.
+        floats: those of them that stay float because somebody says so.
     """
 
-    def __init__(self, graph: Graph, profile: Profile, weights: Sequence[str], weights_only: bool):
+    def __init__(
+        self,
+        graph: Graph,
+        profile: Profile,
+        weights: Sequence[str],
+        weights_only: bool,
+        floats: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.graph, self.profile, self.weights_only = graph, profile, weights_only
+        self.floats = floats
         self.nodes = {n.id: n for n in graph if n.op != "quantize"}
         self.inputs = {n.id: self._tensors_read(n) for n in self.nodes.values()}
         self.readers: dict[str, list[Node]] = {id: [] for id in self.nodes}
@@ -58,8 +68,11 @@ class View:
                 self.why_float[n.id] = why
         self.summed: set[str] = set()
         if profile.sums_in_accumulator:
-            ends = {self.tails[n.id]: n for n in self.integer if n.op == "conv"}
-            self.summed = {e for n in self.integer if n.op == "add" for e in self._sums(n, ends)}
+            convs = (n for n in self.nodes.values() if n.op == "conv")
+            able = [n for n in convs if n in self.integer or n.id in self.floats]
+            ends = {self.tails[n.id]: n for n in able}
+            additions = [n for n in self.integer if n.op == "add"]
+            self.summed = {end for n in additions for end in self._sums(n, ends)}
 
     def owner(self, id: str) -> str:
         """The node that computes this value: looks through identity and dropout."""
@@ -129,6 +142,8 @@ class View:
         """None: computed in integers. "": nothing to say. Otherwise why it stays in float."""
         if n.op in (*NO_COMPUTE, *TRANSPARENT_OPS) or n.id in self.fused or n.id in self.same:
             return ""
+        if n.id in self.floats:
+            return self.floats[n.id]
         if n.op not in self.profile.ops_integer:
             return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'"
         if n.op in WEIGHT_OPS:

@@ -7,13 +7,14 @@ move values keep their input's scale and zero point, with a quantizer of their o
 without it ONNX Runtime falls back to float there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.patterns import TRANSPARENT_OPS, View, never_negative
+from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS, View, never_negative
 from gracile.quantize.profile import Profile
 
 
@@ -56,16 +57,21 @@ class Skipped(NamedTuple):
 
     name: str
     why: str
-    reason: Literal["not_asked", "unsupported"] = "unsupported"
+    reason: Literal["not_asked", "sensitive", "unsupported"] = "unsupported"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """All quantizers of a model, and what stays in float with the reason."""
+    """All quantizers of a model, and what stays in float with the reason.
+
+    Attributes:
+        operators: ids of those that run in integers.
+    """
 
     weights: tuple[WeightSpec, ...]
     activations: tuple[ActivationSpec, ...]
     skipped: tuple[Skipped, ...]
+    operators: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -78,6 +84,7 @@ class Placement:
             tuple(WeightSpec(**w) for w in data["weights"]),
             tuple(ActivationSpec(**a) for a in data["activations"]),
             tuple(Skipped(*s) for s in data["skipped"]),
+            tuple(data["operators"]),
         )
 
 
@@ -92,6 +99,7 @@ def place(
     symmetric: bool | None = None,
     weight_symmetric: bool | None = None,
     per_channel: bool | None = None,
+    floats: Mapping[str, str] = MappingProxyType({}),
 ) -> Placement:
     """Decide which weights and which node outputs are quantized, and how.
 
@@ -102,6 +110,7 @@ def place(
         activations: False quantizes weights only.
         bits, symmetric: of activations; None as the profile says.
         weight_bits, weight_symmetric, per_channel: of weights; None as the profile says.
+        floats: ids of operators that stay in float -> why.
 
     Raises:
         BindError: nothing is left to quantize, or activations are wanted and the graph was not
@@ -113,7 +122,7 @@ def place(
             f"captured by '{graph.how}': {graph.reason} Change the forward, or quantize only the "
             "weights with activations: false."
         )
-    view = View(graph, profile, weights, not activations)
+    view = View(graph, profile, weights, not activations, floats)
     chosen, skipped_weights = _weights(view, weights)
     if not chosen:
         raise BindError(
@@ -135,14 +144,18 @@ def place(
         )
         for address, axis in chosen.items()
     )
+    operators = tuple(n.id for n in view.integer if n.op in WEIGHT_OPS or activations)
     if not activations:
-        return Placement(weight_specs, (), tuple(skipped_weights))
+        return Placement(weight_specs, (), tuple(skipped_weights), operators)
     specs = _activations(view, bits, symmetric)
-    skipped_nodes = [
-        Skipped(id, why, "not_asked" if id in view.not_asked else "unsupported")
-        for id, why in view.why_float.items()
-    ]
-    return Placement(weight_specs, specs, (*skipped_weights, *skipped_nodes))
+    skipped_nodes = [Skipped(id, why, _reason(view, id)) for id, why in view.why_float.items()]
+    return Placement(weight_specs, specs, (*skipped_weights, *skipped_nodes), operators)
+
+
+def _reason(view: View, id: str) -> Literal["not_asked", "sensitive", "unsupported"]:
+    if id in view.not_asked:
+        return "not_asked"
+    return "sensitive" if id in view.floats else "unsupported"
 
 
 def _weights(view: View, weights: Iterable[str]) -> tuple[dict[str, int | None], list[Skipped]]:
@@ -162,7 +175,7 @@ def _weights(view: View, weights: Iterable[str]) -> tuple[dict[str, int | None],
         else:
             n = users[0]
             why = view.why_float.get(n.id) or f"'{n.op}' has no weight that runs in integers"
-            skipped.append(Skipped(address, f"belongs to '{n.id}': {why}"))
+            skipped.append(Skipped(address, f"belongs to '{n.id}': {why}", _reason(view, n.id)))
     return chosen, skipped
 
 

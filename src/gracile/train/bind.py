@@ -57,7 +57,13 @@ def at_train(recipe: Recipe, key: str) -> Iterator[None]:
 
 
 def check_needs(
-    methods: list[Method], recipe: Recipe, *, epochs: int, calibration: bool, teacher: bool
+    methods: list[Method],
+    recipe: Recipe,
+    *,
+    epochs: int,
+    calibration: bool,
+    teacher: bool,
+    validation: bool,
 ) -> None:
     """Refuse methods whose needs this session cannot meet.
 
@@ -75,6 +81,12 @@ def check_needs(
                 raise BindError(
                     f"'{m.id}' ({m.verb}: {m.kind_name}) needs calibration data: pass "
                     "calibration=<batches> to Session, or set data: {calibration: 300}."
+                )
+            if "validation" in m.needs and not validation:
+                raise BindError(
+                    f"'{m.id}' ({m.verb}: {m.kind_name}) goes by the accuracy on validation data: "
+                    "pass val=<function that makes labelled batches> to Session, or val=<loader> "
+                    "to compress."
                 )
             if "teacher" in m.needs and not teacher:
                 raise BindError(f"'{m.id}' needs a teacher, and this session was made without one.")

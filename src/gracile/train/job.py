@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,6 +116,7 @@ class Workplace:
             profile=self._profile(),
             architecture=self.spec.architecture,
             loss_of=cross_entropy,
+            val=partial(self.batches, "val"),
         )
 
     def _profile(self) -> str:

@@ -15,7 +15,9 @@ from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.graph import Graph
-from gracile.graph.walk import Walk
+from gracile.graph.walk import Walk, operate
+from gracile.nn.quantized import ActivationQuantizer
+from gracile.train.evaluate import predict_module
 
 
 class Looking:
@@ -23,6 +25,7 @@ class Looking:
 
     Attributes:
         calibration: batches, or None; loss_of: (outputs, labels) -> loss, or None.
+        val: makes the validation batches, or None.
         teacher: the model as it came, or None where no method needs it.
     """
 
@@ -30,6 +33,7 @@ class Looking:
     teacher: nn.Module | None
     example: Any
     calibration: Iterable[Any] | None
+    val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
     loss_of: Callable[[Any, Tensor], Tensor] | None
     overlays: Overlays
     device: torch.device
@@ -99,34 +103,48 @@ class Looking:
             for n, momentum in zip(norms, momenta, strict=True):
                 n.momentum = momentum
 
-    def look(self, m: Method, ids: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    def look(
+        self, m: Method, ids: Collection[str], *, unquantized: bool = False
+    ) -> Iterator[Mapping[str, Any]]:
         """Outputs of operators, batch by batch of the calibration data, in eval mode.
 
         Args:
             m: who asks.
             ids: nodes of `graph`.
+            unquantized: of the network as it is without its grids.
 
         Raises:
             BindError: there is no calibration data, or the forward cannot be followed.
         """
         self._followed(m)
         with self._evaluating(m):
+            graph, overlays = self.graph, self.overlays
+            if unquantized:
+                copy = self.unquantized()
+                graph, overlays = capture(copy, self.example), Overlays(copy)
             for x, _ in batches(self.calibration, self.device):
-                yield outputs(self.graph, self.overlays, ids, x)
+                yield outputs(graph, overlays, ids, x)
+
+    def operate(self, id: str, x: Tensor) -> Any:
+        """What an operator of the model, overlays laid, makes of another input than its own."""
+        assert self.graph.module is not None
+        with self.overlays.laid(self.graph.module):
+            return operate(self.graph, id, x)
 
     @contextmanager
     def walk(
         self,
         m: Method,
         before: Callable[[str], None],
-        beside: Literal["teacher", "present"] = "teacher",
+        beside: Literal["teacher", "present", "unquantized"] = "teacher",
     ) -> Iterator[tuple[Walk, Walk]]:
         """Two networks side by side, run operator by operator on all calibration data.
 
         Args:
             m: who asks; it may change a layer in `before`.
             before: called with the id of each of the model's operators before it runs.
-            beside: the other network: the teacher, or the model as it is at present.
+            beside: the other network: the teacher, or the model as it is at present, with its
+                grids or without.
 
         Raises:
             BindError: there is no calibration data, or the forward cannot be followed.
@@ -138,20 +156,47 @@ class Looking:
             if beside == "teacher":
                 other = self.teacher_graph
             else:
-                other = capture(self.present().eval(), self.example)
+                made = self.present() if beside == "present" else self.unquantized()
+                other = capture(made.eval(), self.example)
             assert module is not None
             assert other.module is not None
             laid = partial(self.overlays.laid, module)
             other.module.eval()
             yield Walk(self.graph, given, laid, before), Walk(other, given)
 
-    def present(self) -> nn.Module:
-        """A copy of the model as its overlays make it; modules in the same modes."""
+    def present(self, upto: str | None = None) -> nn.Module:
+        """A copy of the model as its overlays (up to one layer) make it; modes stay."""
         copy = bare_copy(self.model)
         with torch.no_grad():
             for address in self.overlays.addresses():
-                copy.get_parameter(address).copy_(self.overlays.effective(address))
+                copy.get_parameter(address).copy_(self.overlays.effective(address, upto))
         return copy
+
+    def unquantized(self) -> nn.Module:
+        """A copy of the model as it is without grids on weights and activations; modes stay."""
+        copy = self.present(upto="share")
+        for q in copy.modules():
+            if isinstance(q, ActivationQuantizer):
+                q.mode = "off"
+        return copy
+
+    def logits(
+        self, m: Method, images: int = 0, *, unquantized: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """What the network gives on validation data, in eval mode, and the labels; on the CPU.
+
+        Args:
+            m: who asks.
+            images: the first so many; 0 is all of them.
+            unquantized: of the network as it is without its grids.
+
+        Raises:
+            BindError: there is no validation data.
+        """
+        if self.val is None:
+            raise BindError(f"'{m.id}' needs validation data: Session(..., val=<function>).")
+        model = self.unquantized() if unquantized else self.model
+        return predict_module(model, _first(self.val(), images, self.device))
 
     def _followed(self, m: Method) -> None:
         if self.graph.module is None:
@@ -267,6 +312,18 @@ class _Seen(fx.Interpreter):
         if n.meta["id"] in self.ids:
             self.found[n.meta["id"]] = out.clone() if isinstance(out, Tensor) else out
         return out
+
+
+def _first(
+    items: Iterable[tuple[Tensor, Tensor]], images: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    seen = 0
+    for x, y in items:
+        left = images - seen if images else len(y)
+        yield x[:left].to(device), y[:left]
+        seen += len(y)
+        if 0 < images <= seen:
+            return
 
 
 def batches(items: Any, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Any]]:

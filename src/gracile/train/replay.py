@@ -168,6 +168,12 @@ def _warnings(
                 ("ranges", "the ranges of the activations were seen on the smaller network and "
                  "may clip what comes back; quantize again.")
             )  # fmt: skip
+    after = [id for id, e in run.at.job.recipe.methods.items() if e.verb == "recover"]
+    if dropped and after:
+        out.append(
+            ("recovered", f"'{after[0]}' fitted weights, biases or statistics to the network with "
+             "these steps; what it changed stays as it is.")
+        )  # fmt: skip
     if grown:
         out.append(
             ("rounded", f"what comes back in {len(grown)} tensor(s), '{next(iter(grown))}' the "

@@ -84,6 +84,7 @@ class Session(Trying):
         architecture: what a checkpoint calls this network; default its class name.
         loss_of: (outputs, labels) -> scalar loss, for methods that want gradients of calibration
             batches.
+        val: makes the validation batches, for methods that go by accuracy.
 
     Raises:
         RecipeError, BindError, PlanConflict: before anything is changed.
@@ -102,12 +103,13 @@ class Session(Trying):
         profile: str = "portable",
         architecture: Architecture | None = None,
         loss_of: Callable[[Any, Tensor], Tensor] | None = None,
+        val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
     ):
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.optimizer = optimizer
         self.example = example
         self.profile = profile
-        self.calibration, self.loss_of = calibration, loss_of
+        self.calibration, self.loss_of, self.val = calibration, loss_of, val
         self.epochs = self.recipe.train.epochs if epochs is None else epochs
         self.calendar = Calendar(self.epochs, steps_per_epoch, self.recipe.train.accumulate)
         self.device = _first(example).device
@@ -141,6 +143,7 @@ class Session(Trying):
             epochs=self.epochs,
             calibration=calibration is not None,
             teacher=True,
+            validation=val is not None,
         )
         self.timetables = timetables(self.methods, self.recipe, self.calendar)
         with at_train(self.recipe, "lr"):

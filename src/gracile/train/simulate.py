@@ -165,6 +165,7 @@ def simulate(
         steps_per_epoch=steps_per_epoch if train.epochs else None,
         calibration=noise if calibration is None else calibration,
         loss_of=noise.loss if calibration is None else cross_entropy,
+        val=noise.labelled,
     )
     methods, recorder = list(s.methods), _Recorder(s, names)
     for m in methods if calibration is None else ():
@@ -291,6 +292,10 @@ class _Noise:
             else:  # indices stay in range
                 x = x.flatten()[torch.randperm(x.numel(), generator=rng)].reshape(x.shape)
             yield x, torch.zeros(len(x))
+
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with whole numbers as labels."""
+        return ((x, y.long()) for x, y in self)
 
     def loss(self, outputs: Any, _labels: Tensor) -> Tensor:
         """Squared distance of all outputs to random targets."""

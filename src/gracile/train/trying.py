@@ -81,6 +81,19 @@ class Trying(Looking):
                         sums[name] += float(loss_of(copy(*x), y)) * len(y)
         return self._means(sums, images)
 
+    def mean_loss(self, m: Method) -> float:
+        """Mean loss over the calibration data of the network as it is.
+
+        Raises:
+            BindError: no labelled calibration data, or no loss.
+        """
+        loss_of, total, images = self.loss_for(m), 0.0, 0
+        with self._evaluating(m), torch.no_grad():
+            for x, y in self._labelled(m):
+                total += float(loss_of(self.model(*x), y)) * len(y)
+                images += len(y)
+        return self._means({None: total}, images)[None]
+
     def tune_after(
         self,
         m: Method,

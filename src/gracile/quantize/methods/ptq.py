@@ -1,13 +1,14 @@
 """Post-training quantization: ranges from a few calibration batches, no training."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gracile.core.method import method
 from gracile.core.schedule import When
 from gracile.quantize.engine import ObservedOptions, Quantizer
+from gracile.quantize.lapq import tune
 from gracile.quantize.ranges import Range, Wanted, find_ranges, load_ranges, of_a_run
 from gracile.recipe.fields import KernelRef, kernel
 
@@ -17,6 +18,9 @@ class PtqOptions(ObservedOptions):
 
     Attributes:
         observer: range of an activation over the calibration batches.
+        tune: lapq searches all scales together for the least loss on the calibration data, which
+            must have labels; it starts from the observers' ranges.
+        evaluations: of that loss, at most; each is a pass over the calibration data.
         ranges: file of ranges that replaces calibration, relative to the recipe: `ranges.json` of
             a run, or a statistics file of Distiller (YAML), of which `observer` takes its part.
         when: one instant; default after training.
@@ -25,6 +29,8 @@ class PtqOptions(ObservedOptions):
     observer: KernelRef("observer") = Field(  # type: ignore[valid-type]
         default_factory=lambda: kernel("observer", "percentile")
     )
+    tune: Literal["none", "lapq"] = "none"
+    evaluations: int = Field(default=300, ge=1)
     ranges: str | None = None
     when: When = Field(default_factory=lambda: When(at="end"))
 
@@ -34,6 +40,8 @@ class PtqOptions(ObservedOptions):
             raise ValueError("ptq acts once; write when: {at: end} or {at: 2ep}")
         if self.ranges is not None and not self.activations:
             raise ValueError("ranges are of activations, and activations is false; leave one out")
+        if self.tune != "none" and self.scale != "float":
+            raise ValueError("tune moves scales off powers of two; leave out tune or scale")
         return self
 
 
@@ -50,8 +58,8 @@ class Ptq(Quantizer):
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
-        if options.precision is not None:
-            return  # judges weights by calibration data
+        if options.precision is not None or options.tune != "none":
+            return  # judged by calibration data
         if not options.activations:
             self.needs = frozenset()  # type: ignore[misc]  # weights are their own data
         elif options.ranges is not None:
@@ -59,6 +67,8 @@ class Ptq(Quantizer):
 
     def on_attach(self, s: Any) -> None:
         super().on_attach(s)
+        if self.options.tune != "none":
+            s.loss_for(self)  # refuses where there is none
         if self.options.ranges is not None:
             path = find_ranges(self.options.ranges, s.recipe.path)
             if not of_a_run(path):  # what a run left is of the network at its end
@@ -74,6 +84,17 @@ class Ptq(Quantizer):
             self.set_ranges(self._load(s, path, cut=True))
             self.quantize()
         self.settle()
+        if self.options.tune == "lapq":
+            self._tune(s)
+
+    def _tune(self, s: Any) -> None:
+        before, after, factors = tune(self, lambda: s.mean_loss(self), self.options.evaluations)
+        self.found = {
+            id: r._replace(low=r.low * factors[id], high=r.high * factors[id])
+            for id, r in self.found.items()
+        }
+        s.track("quantize/loss_before_tuning", before)
+        s.track("quantize/loss_after_tuning", after)
 
     def _load(self, s: Any, path: Path, *, cut: bool = False) -> dict[str, Range]:
         assert self.placement is not None
