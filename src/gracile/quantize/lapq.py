@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gracile.errors import MissingExtra
 from gracile.quantize.engine import Quantizer
-from gracile.quantize.powell import Vector, powell
 
+Vector = NDArray[np.float64]
 WIDEST, NARROWEST = 1.0, -4.0  # of a factor, as powers of two
+FINE = {"xtol": 0.1, "ftol": 1e-3}  # a finer line search would spend the passes on one scale
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,71 @@ def tune(
         grid.scale = grid.scale.clone()
         scales.append(_Scale((grid.scale,), grid.scale.clone()))
         kinds.append(1)
-    asked: dict[bytes, float] = {}
 
     def at(powers: Vector) -> float:
         for scale, power in zip(scales, powers, strict=True):
             scale.set(float(power))
-        key = powers.tobytes()
-        if key not in asked:
-            asked[key] = loss()
-        return asked[key]
+        return loss()
 
-    start = np.zeros(len(scales))
-    whole = [np.array(kinds) == k for k in (0, 1) if k in kinds]
-    best, after = powell(
-        at, start, first=whole, low=NARROWEST, high=WIDEST, evaluations=evaluations
-    )  # fmt: skip
-    for scale, power in zip(scales, best, strict=True):
+    trials = _Trials(at, evaluations)
+    _search(trials, np.array([[k == kind for k in kinds] for kind in dict.fromkeys(kinds)], float))
+    assert trials.best is not None
+    for scale, power in zip(scales, trials.best, strict=True):
         scale.set(float(power))
+    best = trials.best
     factors = dict(zip([tuple(a.id for a in members) for members in groups], best, strict=False))
-    return asked[start.tobytes()], after, {id: 2.0**p for ids, p in factors.items() for id in ids}
+    return trials.before, trials.after, {id: 2.0**p for ids, p in factors.items() for id in ids}
+
+
+class _Spent(Exception):
+    """All trials are used up."""
+
+
+class _Trials:
+    """The function that is searched: counts, remembers, and stops when all is spent.
+
+    Attributes:
+        best: where it was lowest.
+        before, after: its first and its lowest value.
+    """
+
+    def __init__(self, f: Callable[[Vector], float], evaluations: int):
+        self.f, self.left = f, evaluations
+        self.best: Vector | None = None
+        self.before = self.after = float("nan")
+        self._asked: dict[bytes, float] = {}
+
+    def __call__(self, x: Vector) -> float:
+        x = np.asarray(x, np.float64)
+        key = x.tobytes()
+        if key not in self._asked:
+            if self.left == 0:
+                raise _Spent
+            self.left -= 1
+            value = float(self.f(x))
+            self._asked[key] = value if np.isfinite(value) else float("inf")
+        value = self._asked[key]
+        if self.best is None:
+            self.before = value
+        if self.best is None or value < self.after:
+            self.best, self.after = x.copy(), value
+        return value
+
+
+def _search(trials: _Trials, kinds: Vector) -> None:
+    """Powell's method along whole kinds of scales, (kinds, scales), then along each scale."""
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise MissingExtra("tune: lapq", "solver") from None
+    few, many = kinds.shape
+    ends = (NARROWEST, WIDEST)
+    try:
+        trials(np.zeros(many))
+        minimize(
+            lambda t: trials(t @ kinds), np.zeros(few), method="Powell", bounds=[ends] * few,
+            options=FINE,
+        )  # fmt: skip
+        minimize(trials, trials.best, method="Powell", bounds=[ends] * many, options=FINE)
+    except _Spent:
+        pass
