@@ -10,7 +10,8 @@ from torch import Tensor
 from gracile.benchmark.processor import FULL_RANGE
 from gracile.quantize.affine import qrange
 from gracile.quantize.dorefa import DorefaGrid, dorefa_spec, squeezed
-from gracile.quantize.engine import LAYER, WeightGrid
+from gracile.quantize.engine import LAYER
+from gracile.quantize.grid import WeightGrid
 from gracile.quantize.learned import LearnedOptions, LearnedQuantizer
 from gracile.quantize.learned_ranges import LearnedRange, Step
 from gracile.quantize.placement import ActivationSpec, Placement, WeightSpec

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gracile.nn.rounding import fake_quantize
-from gracile.quantize.engine import WeightGrid
+from gracile.quantize.grid import WeightGrid
 from gracile.quantize.placement import WeightSpec
 
 TINY = 1e-12  # what an all-zero tensor is divided by

@@ -6,7 +6,7 @@ ranges are observed and when they stop moving.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -20,21 +20,25 @@ from gracile.core.method import Options
 from gracile.core.plan import Bits
 from gracile.errors import BindError, GracileError
 from gracile.graph.dependency import canonical_addresses
+from gracile.graph.graph import Node
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
     Scale,
     Zero,
-    along,
-    asymmetric_params,
-    qrange,
-    quantize,
-    symmetric_params,
 )
 from gracile.quantize.bits import BitMap, read_by, with_bits
 from gracile.quantize.choosing import Choosing
 from gracile.quantize.edges import edges
-from gracile.quantize.fake_quant.affine import affine
+from gracile.quantize.grid import (
+    FoldedGrid,
+    Params,
+    WeightGrid,
+    norm_factor,
+    norms_behind,
+    observer_for,
+    params_of,
+)
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.overrides import Override, bits_of, left_float
 from gracile.quantize.patterns import WEIGHT_OPS
@@ -47,22 +51,6 @@ from gracile.recipe.fields import Kernel, KernelRef, Selector, kernel
 
 LAYER = "quantize"  # the overlay layer of weights
 ACCUMULATOR_BITS = 32  # of every integer kernel here
-
-Params = Callable[[Tensor, Tensor, WeightSpec | ActivationSpec], tuple[Tensor, Tensor]]
-
-
-def params_of(
-    low: Tensor,
-    high: Tensor,
-    spec: WeightSpec | ActivationSpec,
-    scale: Scale = "float",
-    zero: Zero = "nudge",
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range on the grid a spec asks for."""
-    if spec.symmetric:
-        narrow = getattr(spec, "narrow", False)
-        return symmetric_params(low, high, spec.bits, spec.signed, narrow, scale)
-    return asymmetric_params(low, high, spec.bits, spec.signed, scale, zero)
 
 
 class QuantizeOptions(Options):
@@ -166,62 +154,28 @@ class ObservedOptions(QuantizeOptions):
             is folded at export multiplies its weight's scales; those of activations stay.
         zero: how 0.0 gets onto an asymmetric grid: nudge moves an end of the range by up to half a
             step, tune widens the range so that neither end moves inwards (NNCF).
+        fold_bn: with one scale for a weight, it is that of the weight with the BatchNorm behind it
+            folded in by its running statistics, as a runtime stores it. With a scale for each
+            channel it would be the same grid.
     """
 
     scale: Scale = "float"
     zero: Zero = "nudge"
+    fold_bn: bool = False
+
+    @model_validator(mode="after")
+    def _foldable(self) -> Self:
+        if self.fold_bn and (self.per_channel is not False or self.weight_symmetric is False):
+            raise ValueError(
+                "fold_bn is for symmetric weights with one scale: with one for each channel the "
+                "grid is the same either way; write per_channel: false, or leave it out"
+            )
+        return self
 
     @property
     def params(self) -> Params:
         """What makes a grid of a range, as these options say."""
         return partial(params_of, scale=self.scale, zero=self.zero)
-
-
-class WeightGrid:
-    """The overlay that puts one weight on its grid.
-
-    The scale is computed from the weight at every call, so it follows training and surgery, until
-    `fix` keeps it. Rounding passes gradients straight through; the scale gets none.
-    """
-
-    def __init__(
-        self,
-        spec: WeightSpec,
-        make_observer: Callable[[], Observer],
-        make_params: Params = params_of,
-    ):
-        self.spec, self.make_observer, self.make_params = spec, make_observer, make_params
-        self.qmin, self.qmax = qrange(spec.bits, spec.signed, spec.narrow)
-        self.scale: Tensor | None = None
-        self.zero_point: Tensor | None = None
-
-    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point: the kept ones, else those of this weight."""
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
-        observer = observer_for(self.spec, self.make_observer)
-        observer.observe(weight.detach())
-        return self.make_params(*observer.range(), self.spec)
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The weight as the integer kernels will see it."""
-        scale, zero_point = self.params(weight)
-        return affine(weight, scale, zero_point, self.qmin, self.qmax, self.spec.axis)
-
-    def integers(self, weight: Tensor) -> Tensor:
-        """The weight on its grid, as integers less their zero point."""
-        scale, zero_point = self.params(weight)
-        q = quantize(weight, scale, zero_point, self.qmin, self.qmax, self.spec.axis)
-        return q - along(zero_point, q, self.spec.axis)
-
-    def fix(self, weight: Tensor) -> None:
-        """Keep this weight's scale and zero point from now on."""
-        self.scale, self.zero_point = self.params(weight)
-
-    def keep(self, index: Tensor) -> None:
-        """Output channels were removed: only these are left."""
-        if self.scale is not None and self.zero_point is not None:
-            self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
 
 @dataclass(frozen=True)
@@ -246,6 +200,7 @@ class Quantizer(Choosing):
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
+        self.norms: dict[str, Node] = {}  # weight -> the BatchNorm its grid has folded in
         self.floats: dict[str, str] = {}  # operators that were reverted -> why
         self.placed: Placed | None = None  # before any was
         self.laid = False
@@ -529,7 +484,12 @@ class Quantizer(Choosing):
     def _place(self, s: Any) -> Placement:
         placement = self._placed(s)
         bits = self.chosen | self._fixed(s, placement)
-        return with_bits(placement, bits, self._weight_bits)
+        placement = with_bits(placement, bits, self._weight_bits)
+        if not getattr(self.options, "fold_bn", False):
+            return placement
+        self.norms = norms_behind(s.graph)
+        weights = (replace(w, axis=0) if w.address in self.norms else w for w in placement.weights)
+        return replace(placement, weights=tuple(weights))
 
     def _fixed(self, s: Any, placement: Placement) -> BitMap:
         """Bits that the recipe gives single layers and activations."""
@@ -579,6 +539,9 @@ class Quantizer(Choosing):
 
     def _grid(self, spec: WeightSpec) -> WeightGrid:
         """The overlay of one weight."""
+        if spec.address in self.norms:
+            factor = partial(norm_factor, self.session, self.norms[spec.address])
+            return FoldedGrid(spec, self.options.weight_observer.fn, self.options.params, factor)
         return WeightGrid(spec, self.options.weight_observer.fn, self.options.params)
 
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
@@ -641,17 +604,6 @@ class Quantizer(Choosing):
             return grid is not None and s.overlays.get(what, LAYER) is grid
         q = self.quantizers[what.id]
         return q.__dict__.get("by") == self.id
-
-
-def observer_for(
-    spec: WeightSpec | ActivationSpec, make_observer: Callable[[], Observer]
-) -> Observer:
-    """A new observer that knows the grid its range is for."""
-    made = make_observer()
-    made.axis = getattr(spec, "axis", None)
-    made.bits, made.signed, made.symmetric = spec.bits, spec.signed, spec.symmetric
-    made.narrow = getattr(spec, "narrow", False)
-    return made
 
 
 def _summed_apart(node: Any) -> int:

@@ -16,7 +16,7 @@ from gracile.distribute.collective import average_gradients
 from gracile.errors import BindError, GracileError
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import range_of
-from gracile.quantize.engine import WeightGrid
+from gracile.quantize.grid import WeightGrid
 from gracile.quantize.learned_ranges import LearnedRange
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.placement import ActivationSpec, WeightSpec

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from gracile.core.method import method
 from gracile.quantize.clipped import ClippedOptions, ClippedQuantizer, FixedGrid
-from gracile.quantize.engine import WeightGrid
+from gracile.quantize.grid import WeightGrid
 from gracile.quantize.placement import Placement, WeightSpec
 
 
