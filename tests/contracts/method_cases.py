@@ -62,6 +62,7 @@ CASES = {
     "quantize/pact": "m: {quantize: pact, bits: 4, clip_decay: 1e-3, when: {start: 1ep}}",
     "quantize/dorefa": "m: {quantize: dorefa, bits: 4, gradient_bits: 6, when: {start: 0ep}}",
     "quantize/wrpn": "m: {quantize: wrpn, bits: 4, when: {start: 0ep}}",
+    "quantize/binary": "m: {quantize: binary, activations_from: 1ep, when: {start: 2ep}}",
 }
 EPOCHS, STEPS, BATCH = 3, 3, 8
 

@@ -80,6 +80,8 @@ STEP_WISE = [
     },
 ]
 
+OWN = {"MultiStepMultiGammaLR", "Spans", "PolynomialDropLR"}  # not torch's
+
 
 def of_torch(spec: dict[str, Any], adam: bool = False) -> list[tuple[float, float]]:
     """(rate, momentum or beta1) of 50 steps of torch's own scheduler."""
@@ -275,7 +277,7 @@ def _arguments(of: Callable[..., Any]) -> set[str]:
 
 def test_every_argument_of_torch_is_known():
     left_out = {"scale_fn", "scale_mode"}  # a function cannot stand in a recipe
-    for name in lr._KINDS.keys() - {"MultiStepMultiGammaLR", "Spans"}:  # Distiller's
+    for name in lr._KINDS.keys() - OWN:
         theirs = _arguments(getattr(lr_scheduler, name)) - left_out
         ours = set(lr._arguments(name)) - {"interval", "metric"}
         assert ours == theirs, name

@@ -162,3 +162,13 @@ def test_resnet20_gets_91_5_percent_of_the_exact_test_images_right(data_dir, mod
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
     assert (right, len(bundle.test)) == (915, 1000)
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "resnet20_cifar_a"])
+def test_a_wider_cifar_resnet_has_so_many_times_the_channels(name):
+    wide = resolve(f"{name}?width_mult=2").model
+    assert wide.conv1.weight.shape == (32, 3, 3, 3)
+    assert wide.layer3[0].conv1.weight.shape == (128, 64, 3, 3)
+    assert wide.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(ValueError, match="width_mult must be > 0"):
+        resolve(f"{name}?width_mult=0")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nncf_case import Net, converted, entry, loaded
 
+from gracile.core.lr import make
 from gracile.core.ramps import exponential_with_bias
 from gracile.core.schedule import Calendar
 from gracile.errors import RecipeError
@@ -642,8 +643,16 @@ def test_wrong_roots_are_named(text, message):
         convert(f"{{{text}}}", name="c")
 
 
-def test_binarization_is_read_in_full_and_loading_says_it_is_not_there():
-    params = {"activations_quant_start_epoch": 10, "weights_quant_start_epoch": 30}
+def test_the_four_stages_of_binarization():
+    params = {
+        "activations_quant_start_epoch": 10,
+        "weights_quant_start_epoch": 30,
+        "lr_poly_drop_start_epoch": 60,
+        "lr_poly_drop_duration_epochs": 30,
+        "disable_wd_start_epoch": 60,
+        "base_lr": 1e-3,
+        "base_wd": 1e-5,
+    }
     algorithm = {"algorithm": "binarization", "mode": "dorefa", "params": params}
     assert entry(algorithm, epochs=90) == {
         "quantize": "binary",
@@ -651,6 +660,12 @@ def test_binarization_is_read_in_full_and_loading_says_it_is_not_there():
         "form": "dorefa",
         "activations_from": "10ep",
         "when": {"start": "30ep"},
+        "decay_until": "60ep",
     }
-    with pytest.raises(RecipeError, match="known quantize method, got 'binary'"):
-        loaded(algorithm, epochs=90)
+    recipe = loaded(algorithm, epochs=90)
+    assert recipe.train.optimizer.class_ == "Adam"
+    rate = make(recipe.train.lr, base_lr=1e-3, epochs=90, steps_per_epoch=1)
+    assert [rate.lr(e, e) for e in (0, 59, 60)] == [1e-3] * 3
+    assert rate.lr(75, 75) == pytest.approx(1e-3 * (1 - 15 / 30))
+    late = {**algorithm, "params": {**params, "disable_wd_start_epoch": 90}}
+    assert "decay_until" not in entry(late, epochs=90)

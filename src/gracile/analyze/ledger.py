@@ -25,6 +25,7 @@ AXES = ("structure", "precision", "sparsity")
 STRUCTURES = ("kept", "factorized", "replaced", "added", "skipped", "removed")
 REASONS = ("not_asked", "protected", "unsupported", "sensitive", "no_gain")
 GONE = ("skipped", "removed")
+BINARY = "binary"
 NO_OPERATORS = ("input", "output", "param", "quantize")
 MOVES_VALUES = (
     "quantize", "identity", "dropout", "flatten", "reshape", "permute", "getitem", "max_pool",
@@ -386,7 +387,7 @@ class _Facts:
             part, keys, "operator", operator.op, 0, part.size, precision,
             zeros / size if size else 0.0, masked=zeros > 0,
         )  # fmt: skip
-        if why and row.precision == "float" and not row.why:
+        if why and row.precision == computed and not row.why:
             row = Row(**{**asdict(row), "reason": row.reason or "not_asked", "why": why})
         return row
 
@@ -402,6 +403,8 @@ class _Facts:
         inputs = [own or self._leaves(i) for i in operator.inputs if not self._is_parameter(i)]
         if not inputs or None in inputs:
             return "float", "" if weight is None else "weight on a grid, but its input is float"
+        if weight == BINARY and set(inputs) != {BINARY}:
+            return str(inputs[0]), "its weight has one bit, what it reads has more"
         return weight or str(inputs[0]), ""
 
     def _leaves(self, id: str) -> str | None:
@@ -477,7 +480,7 @@ def _agrees(note: Note, found: str | float | None) -> bool:
 
 
 def _precision(bits: int) -> str:
-    return "binary" if bits == 1 else f"int{bits}"
+    return BINARY if bits == 1 else f"int{bits}"
 
 
 def _macs(operators: Mapping[str, Operator]) -> dict[str, int]:

@@ -99,6 +99,13 @@ def polynomial(t: int, base: float, *, total_iters: int = 5, power: float = 1.0)
     return float(base * (1 - min(t, total_iters) / total_iters) ** power)
 
 
+def polynomial_drop(
+    t: int, base: float, *, start: int, total_iters: int = 30, power: float = 1.0
+) -> float:
+    """base until `start`, from there `polynomial` (the last stage of NNCF's binarization)."""
+    return polynomial(max(0, t - start), base, total_iters=total_iters, power=power)
+
+
 def one_cycle(
     t: int,
     base: float,
@@ -379,6 +386,7 @@ _KINDS: dict[str, _Kind] = {
     "CosineAnnealingLR": _Kind(cosine, "epoch", filled=frozenset({"T_max"})),
     "CosineAnnealingWarmRestarts": _Kind(cosine_restarts, "epoch"),
     "PolynomialLR": _Kind(polynomial, "epoch"),
+    "PolynomialDropLR": _Kind(polynomial_drop, "epoch", rules={"start": whole(0)}),
     "OneCycleLR": _Kind(
         one_cycle,
         "step",

@@ -173,8 +173,10 @@ class Share(_Edit):
 class Bits(_Edit):
     """Put a tensor on an affine grid: x ~ (q - zero_point) * scale with q in [qmin, qmax].
 
-    `at` is a parameter for role weight or bias, a graph node for input or output.
-    `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors.
+    `at` is a parameter for role weight or bias, a graph node for output. Role input is a model's
+    input, or what the operator `at` reads, which then has one bit and `<key>.threshold`.
+    `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors. One bit with a sign
+    has the levels -1 and 1, and no 0.
     """
 
     kind: Literal["bits"] = "bits"
@@ -194,11 +196,15 @@ class Bits(_Edit):
     @property
     def qmin(self) -> int:
         """Smallest integer on the grid."""
+        if self.signed and self.bits == 1:
+            return -1
         return -(1 << (self.bits - 1)) + int(self.narrow) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer on the grid."""
+        if self.signed and self.bits == 1:
+            return 1
         return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
 

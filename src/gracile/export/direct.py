@@ -23,6 +23,7 @@ from gracile.graph.record import sized
 DOMAIN = "gracile"  # of marks
 IR_VERSION = 10
 BATCHES = (2, 3)
+FLOAT = 1  # TensorProto.FLOAT
 Dims = tuple[int | None, ...]  # None: it depends on the batch
 
 
@@ -448,6 +449,18 @@ def _channel_pad(w: Writer, node: fx.Node, call: Call) -> Any:
     return w.add("Gather", [padded, w.numbers(index)], axis=1)
 
 
+def _step(w: Writer, node: fx.Node, call: Call) -> Any:
+    m: Any = w.module.get_submodule(str(node.target))
+    x, dims = w.name(call.args[0]), w.dims[node]
+    if dims is None:
+        raise NotPlain("a step of something that is no tensor")
+    shape = [1] * len(dims)
+    shape[m.dim] = -1
+    level = w.tensor(f"const{len(w.tensors)}", m.level.reshape(shape))
+    one = w.add("Cast", [w.add("Greater", [x, level])], to=FLOAT)
+    return w.add("Mul", [one, w.scalar(float(m.scale))])
+
+
 EMIT: Mapping[str, Emit] = {
     "mark": _mark,
     "identity": _same,
@@ -490,6 +503,7 @@ EMIT: Mapping[str, Emit] = {
     "getitem": _getitem,
     "pad": _pad,
     "channel_pad": _channel_pad,
+    "step": _step,
 }
 
 

@@ -72,6 +72,9 @@ def weight_grids(
         if edit.bits > CONTAINER_BITS:
             out.floats[edit.at] = f"{edit.bits} bits do not fit the runtimes' 8-bit weights"
             continue
+        if edit.bits == 1 and edit.axis == 1:
+            out.floats[edit.at] = "each input channel has a scale of its own, which no kernel takes"
+            continue
         grid = integers(weights[edit.at], edit, tensors)
         if edit.at in scaled:
             moved = folded(grid, edit, *scaled[edit.at])

@@ -22,7 +22,16 @@ from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
 from gracile.export.direct import NotPlain, to_proto
-from gracile.export.prepare import BIAS, UNIT, WEIGHT, ActivationGrid, Prepared, described, prepare
+from gracile.export.prepare import (
+    BIAS,
+    UNIT,
+    WEIGHT,
+    ActivationGrid,
+    Prepared,
+    described,
+    prepare,
+    with_wider,
+)
 from gracile.registry import register
 
 OPSET = 21
@@ -55,7 +64,8 @@ def export_onnx(
 
     prepared, proto = to_onnx(model, plan, tensors, example)
     path = artifact_path(path, "onnxruntime")
-    metadata = described(metadata, prepared)
+    bits = dict.fromkeys(prepared.of_one_bit, "ONNX Runtime has no kernel of one bit")
+    metadata = with_wider(described(metadata, prepared), bits)
     stored = facts(prepared.precision, prepared.inputs, prepared.units, metadata)
     onnx.helper.set_model_props(proto, stored)
     onnx.checker.check_model(proto, full_check=True)
@@ -358,9 +368,8 @@ def _unit_marks(edit: _Editor, prepared: Prepared) -> None:
 
 
 def _bare(id: str, prepared: Prepared) -> str:
-    names = {name for name, _ in prepared.inputs}
     bare = id.removesuffix(".quantize")
-    return bare if bare in names else id
+    return bare if bare not in prepared.graph.nodes or prepared.graph[bare].op == "input" else id
 
 
 def _pair(edit: _Editor, x: str, out: str, grid: ActivationGrid) -> list[Any]:

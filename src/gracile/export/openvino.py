@@ -13,8 +13,9 @@ from gracile.benchmark.artifact import Artifact, Unit, artifact_path, content_sh
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic
 from gracile.errors import MissingExtra, UserError
+from gracile.export.one_bit import with_kernels_of_one_bit
 from gracile.export.onnx import to_onnx
-from gracile.export.prepare import described
+from gracile.export.prepare import described, with_wider
 from gracile.registry import register
 
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # a name that OpenVINO made up
@@ -52,6 +53,8 @@ def export_openvino(
             converted = ov.convert_model(source)
         except RuntimeError as e:
             raise UserError(f"OpenVINO cannot convert the model: {e}") from e
+        left = with_kernels_of_one_bit(converted, prepared)
+        metadata = with_wider(metadata, left)
         units = visible(prepared.units, _names(converted))
         stored = facts(prepared.precision, prepared.inputs, units, metadata)
         for key, value in stored.items():

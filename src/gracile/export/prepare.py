@@ -22,6 +22,7 @@ from gracile.graph.capture import capture
 from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import SUFFIX
+from gracile.nn.binary import Binarizer, Step
 from gracile.nn.quantized import ActivationQuantizer
 
 UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
@@ -66,6 +67,11 @@ class Prepared:
     floats: dict[str, str]
     precision: str
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def of_one_bit(self) -> list[str]:
+        """Addresses of the weights that are a sign and a scale."""
+        return [address for address, grid in self.weights.items() if grid.bits == 1]
 
 
 def prepare(
@@ -119,6 +125,11 @@ def prepare(
 def described(metadata: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
     """The metadata of an artifact: what was given, and which weights stay float, and why."""
     return {**metadata, **({"left_float": prepared.floats} if prepared.floats else {})}
+
+
+def with_wider(metadata: Mapping[str, Any], left: Mapping[str, str]) -> dict[str, Any]:
+    """The same with the weights of one bit that run with more, and why."""
+    return {**metadata, **({"left_wider": dict(left)} if left else {})}
 
 
 def example_inputs(
@@ -229,7 +240,10 @@ def _mark_units(
 ) -> None:
     quantizers: dict[str, fx.Node] = {}
     for node in list(module.graph.nodes):
-        if _quantizer(module, node) is not None:
+        quantizer = _quantizer(module, node)
+        if isinstance(quantizer, Binarizer) and quantizer.mode == "quantize":
+            _step_before(module, node, quantizer)
+        if quantizer is not None:
             id = str(node.meta["id"]).removesuffix(SUFFIX)
             if id in quantized:
                 quantizers[id] = node
@@ -249,6 +263,14 @@ def _mark_units(
             mark = module.graph.call_module(name, (node,))
         node.replace_all_uses_with(mark, delete_user_cb=lambda user, mark=mark: user is not mark)
     module.delete_all_unused_submodules()
+
+
+def _step_before(module: fx.GraphModule, node: fx.Node, q: Binarizer) -> None:
+    """Compare as an operator of its own; what is left of the quantizer is an ordinary one."""
+    name = f"{node.target}___step"
+    module.add_submodule(name, Step(q.scale, q.threshold, q.dim))
+    with module.graph.inserting_before(node):
+        node.args = (module.graph.call_module(name, node.args),)
 
 
 def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> None:
@@ -285,7 +307,7 @@ def _precision(
 
 
 def _on_grid(graph: Graph, id: str, activations: Mapping[str, ActivationGrid]) -> bool:
-    while id not in activations:
+    while id not in activations and id.removesuffix(SUFFIX) not in activations:
         if graph[id].op not in (*MOVES, "max_pool") or not graph[id].inputs:
             return False
         id = graph[id].inputs[0]

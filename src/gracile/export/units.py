@@ -28,7 +28,7 @@ def choose_units(graph: Graph, quantized: Collection[str]) -> tuple[Unit, ...]:
     A layer, the BatchNorm behind it and the activation behind that are one unit, named by the last
     of them, because a runtime computes them as one; a quantizer in between ends the unit. The
     tensor of a quantized unit is the one behind its quantizer. A quantized input is a unit named
-    ``<input>.quantize``.
+    ``<input>.quantize``, what only one operator reads quantized is ``<operator>.input.quantize``.
 
     Args:
         graph: captured, with or without quantizers.
@@ -39,6 +39,9 @@ def choose_units(graph: Graph, quantized: Collection[str]) -> tuple[Unit, ...]:
     for node in graph:
         if node.op == "input" and node.id in quantized:
             units.append(Unit(node.id + SUFFIX))
+        if node.op == "quantize" and _before(graph, node) in quantized:
+            units.append(Unit(node.id))
+            continue
         if node.id not in quantized and (node.op in MOVES or node.shape is None):
             continue
         layers = tuple(x for i in node.inputs for x in open_layers.pop(i, ()))
@@ -53,6 +56,12 @@ def choose_units(graph: Graph, quantized: Collection[str]) -> tuple[Unit, ...]:
         else:
             units.append(Unit(node.id, tuple(dict.fromkeys(layers))))
     return tuple(units)
+
+
+def _before(graph: Graph, node: Node) -> str | None:
+    """The name of a quantizer on the way to one operator; None for one behind an operator."""
+    id = node.id.removesuffix(SUFFIX)
+    return None if id in graph.nodes else id
 
 
 def _owners(node: Node) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Insert modules behind nodes of a captured graph: how activation quantizers get into a model."""
+"""Insert modules at nodes of a captured graph: how activation quantizers get into a model."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,24 @@ from gracile.graph.shared_module import copied_graph
 
 HOME = "_quantizers"
 SUFFIX = ".quantize"
+INPUT = ".input"  # of what one operator reads
 
 
-def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
+def instrument(
+    graph: Graph, after: Mapping[str, nn.Module], before: Mapping[str, nn.Module] | None = None
+) -> fx.GraphModule:
     """A GraphModule that computes the same as the graph, with ``after[id]`` called on node `id`.
 
-    All readers of the node see the inserted module's output instead. Submodules and parameters are
-    shared with ``graph.module``, which is not changed. A module is stored as
-    ``_quantizers.<id with ___ for dots>``; its node's id is ``<id>.quantize``, its op "quantize".
+    All readers of the node see the inserted module's output instead. ``before[id]`` is called on
+    what node `id` reads first, and only that node sees it; its own id is ``<id>.input.quantize``.
+    Submodules and parameters are shared with ``graph.module``, which is not changed. A module is
+    stored as ``_quantizers.<id with ___ for dots>``; its node's id is ``<id>.quantize``, its op
+    "quantize".
 
     Args:
         graph: captured in a form that can be rewritten.
         after: node id -> module to call on its output (a tensor).
+        before: node id -> module to call on its first input (a tensor).
 
     Raises:
         UserError: the graph cannot be rewritten.
@@ -44,14 +50,26 @@ def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
         name = f"{HOME}.{id.replace('.', '___')}"
         module.add_submodule(name, inserted)
         _insert(new, places[id], name, id)
+    for id, inserted in (before or {}).items():
+        _refuse(graph, places, id, INPUT)
+        name = f"{HOME}.{(id + INPUT).replace('.', '___')}"
+        module.add_submodule(name, inserted)
+        _insert_before(new, places[id], name, id + INPUT)
     new.lint()
     module.recompile()
     return module
 
 
-def _refuse(graph: Graph, places: Mapping[str, fx.Node], id: str) -> None:
+def _refuse(graph: Graph, places: Mapping[str, fx.Node], id: str, side: str = "") -> None:
+    where = "before" if side else "behind"
     if id not in places:
-        raise BindError(f"no node '{id}' to insert a module behind.{nearest(id, graph.nodes)}")
+        raise BindError(f"no node '{id}' to insert a module {where}.{nearest(id, graph.nodes)}")
+    if side:
+        if not places[id].all_input_nodes:
+            raise BindError(f"node '{id}' reads nothing that a module could be called on.")
+        if any(n.meta.get("id") == id + side + SUFFIX for n in places[id].all_input_nodes):
+            raise BindError(f"what node '{id}' reads is quantized already; change that one.")
+        return
     if places[id].op == "output":
         raise BindError(f"node '{id}' is the output; insert behind the node it returns.")
     if any(user.meta.get("id") == id + SUFFIX for user in places[id].users):
@@ -66,3 +84,11 @@ def _insert(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:
         inserted = new.call_module(target, (node,))
     inserted.meta.update(id=id + SUFFIX, op="quantize")
     node.replace_all_uses_with(inserted, delete_user_cb=lambda user: user is not inserted)
+
+
+def _insert_before(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:
+    read = node.all_input_nodes[0]
+    with new.inserting_before(node):
+        inserted = new.call_module(target, (read,))
+    inserted.meta.update(id=id + SUFFIX, op="quantize")
+    node.replace_input_with(read, inserted)

@@ -25,25 +25,37 @@ class CifarResNet(nn.Module):
         in_channels: channels of the images.
         padded: True for shortcuts that pad with zero channels (option A, head named `linear`),
             False for 1x1 convolutions (option B, head named `fc`).
+        width_mult: times as many channels in every layer, as WRPN wants (arXiv:1709.01134).
 
     Raises:
-        ValueError: depth is not 6n + 2.
+        ValueError: depth is not 6n + 2, or width_mult is not above 0.
     """
 
-    def __init__(self, depth: int, *, num_classes: int, in_channels: int, padded: bool):
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_channels: int,
+        padded: bool,
+        width_mult: float = 1.0,
+    ):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth}.")
-        self.conv1 = conv3x3(in_channels, WIDTHS[0])
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        if width_mult <= 0:
+            raise ValueError(f"width_mult must be > 0, got {width_mult}.")
+        first, second, third = (max(1, round(w * width_mult)) for w in WIDTHS)
+        self.conv1 = conv3x3(in_channels, first)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks, 1, padded)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks, 2, padded)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks, 2, padded)
+        self.layer1 = _stage(first, first, blocks, 1, padded)
+        self.layer2 = _stage(first, second, blocks, 2, padded)
+        self.layer3 = _stage(second, third, blocks, 2, padded)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.head_name = "linear" if padded else "fc"
-        self.add_module(self.head_name, nn.Linear(WIDTHS[2], num_classes))
+        self.add_module(self.head_name, nn.Linear(third, num_classes))
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,8 +87,16 @@ def _register(depth: int, padded: bool) -> None:
         else f"{PAPER}, option B; the network Distiller calls resnet{depth}_cifar"
     )
 
-    def factory(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-        return CifarResNet(depth, num_classes=num_classes, in_channels=in_channels, padded=padded)
+    def factory(
+        *, num_classes: int = 10, in_channels: int = 3, width_mult: float = 1.0
+    ) -> CifarResNet:
+        return CifarResNet(
+            depth,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            padded=padded,
+            width_mult=width_mult,
+        )
 
     shortcuts = "zero-padded" if padded else "1x1-convolution"
     summary = f"ResNet-{depth} for 32x32 images with {shortcuts} shortcuts."

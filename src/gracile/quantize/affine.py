@@ -25,7 +25,7 @@ def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest integer of a grid.
 
     Args:
-        bits: width of the integer, 1 to 32 (2 at least if signed).
+        bits: width of the integer, 1 to 32 (2 at least if signed; 1 if it is narrow: -1 and 1).
         signed: two's complement if True, else from 0.
         narrow: leave out the most negative integer, so that the grid is its own mirror image.
 
@@ -38,6 +38,8 @@ def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
     >>> qrange(8, True, narrow=True), qrange(8, False)
     ((-127, 127), (0, 255))
     """
+    if signed and narrow and bits == 1:
+        return -1, 1
     if not (2 if signed else 1) <= bits <= 32:
         kind = "a signed" if signed else "an unsigned"
         raise ValueError(f"{kind} grid needs {2 if signed else 1} to 32 bits, got {bits}.")

@@ -59,7 +59,7 @@ class Choosing(Method, ABC):
         Raises:
             BindError: they cannot; names the smallest that can.
         """
-        if self.options.precision is not None:
+        if getattr(self.options, "precision", None) is not None:
             self._search(s).refuse_the_impossible()
 
     def choose_precision(self, s: Any) -> None:
@@ -68,7 +68,7 @@ class Choosing(Method, ABC):
         Raises:
             BindError: no labelled calibration data, or no loss.
         """
-        if self.options.precision is not None:
+        if getattr(self.options, "precision", None) is not None:
             self.chosen = self._choose(s)
 
     # --- inside

@@ -3,7 +3,7 @@
 What LSQ, PACT and NNCF's ranges have in common; a method says which range each grid has.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -21,28 +21,36 @@ from gracile.quantize.learned_ranges import LearnedRange
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.placement import ActivationSpec, WeightSpec
 from gracile.quantize.ranges import Range
-from gracile.quantize.training import TrainedQuantizer, TrainingOptions
+from gracile.quantize.training import Begins, TrainedQuantizer, TrainingOptions
 from gracile.recipe.fields import KernelRef, kernel
 
 MOMENTUM = 0.9
 
 
-class LearnedOptions(TrainingOptions):
-    """Options of the methods that learn ranges, added to `TrainingOptions`.
+class LearningOptions(Begins):
+    """Options of what is learned beside the weights, added to `Begins`.
 
     Attributes:
-        observer: first range of an activation, over the calibration batches.
         range_lr: learning rate of what is learned; default that of the training at each moment.
         range_optimizer: sgd (momentum 0.9) or adam.
         freeze: from when ranges stand still; default the end of training.
     """
 
-    observer: KernelRef("observer") = Field(  # type: ignore[valid-type]
-        default_factory=lambda: kernel("observer", "percentile")
-    )
     range_lr: float | None = Field(default=None, gt=0)
     range_optimizer: Literal["sgd", "adam"] = "sgd"
     freeze: TimeField | None = None
+
+
+class LearnedOptions(LearningOptions, TrainingOptions):
+    """Options of the methods that learn ranges, added to `LearningOptions` and `TrainingOptions`.
+
+    Attributes:
+        observer: first range of an activation, over the calibration batches.
+    """
+
+    observer: KernelRef("observer") = Field(  # type: ignore[valid-type]
+        default_factory=lambda: kernel("observer", "percentile")
+    )
 
 
 class LearnedGrid(WeightGrid):
@@ -76,7 +84,7 @@ class LearnedQuantizer(TrainedQuantizer):
         frozen: the ranges stand still.
     """
 
-    freezes = ("freeze", "freeze_bn")
+    freezes = ("freeze", *TrainedQuantizer.freezes)
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
@@ -166,14 +174,12 @@ class LearnedQuantizer(TrainedQuantizer):
             for name, p in r.values.items()
         }
         edits = list(edits)
-        for edit in edits:
-            for part in getattr(edit, "group", ()):
-                grid = self.grids.get(part.at)
-                if grid is not None and part.dim == grid.spec.axis:
-                    for (key, _), state in states.items():
-                        if key == f"{part.at}.weight":
-                            state.update(_taken(state, torch.tensor(part.keep)))
+        for key, index in self._kept(edits):
+            for (other, _), state in states.items():
+                if key == other:
+                    state.update(_taken(state, index))
         super().on_surgery(s, edits)
+        self._cut_learned(edits)
         for spec in self._weights():
             if spec.address not in self.grids:
                 self.learned.pop(f"{spec.address}.weight", None)
@@ -221,7 +227,7 @@ class LearnedQuantizer(TrainedQuantizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if not self.laid:
+        if not self._begun:
             return
         self._start_activations()
         with torch.no_grad():
@@ -247,7 +253,22 @@ class LearnedQuantizer(TrainedQuantizer):
 
     @property
     def _learning(self) -> bool:
-        return self.laid and not self.frozen
+        return self._begun and not self.frozen
+
+    @property
+    def _begun(self) -> bool:
+        return self.laid
+
+    def _kept(self, edits: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+        """(key of a range, the indices of it that a cut leaves)."""
+        for edit in edits:
+            for part in getattr(edit, "group", ()):
+                grid = self.grids.get(part.at)
+                if grid is not None and part.dim == grid.spec.axis:
+                    yield f"{part.at}.weight", torch.tensor(part.keep)
+
+    def _cut_learned(self, edits: Iterable[Any]) -> None:
+        """Let what is learned follow a cut, where no weight's grid does it."""
 
     def _grid(self, spec: WeightSpec) -> WeightGrid:
         learned = self.weight_range(spec)

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from gracile.core.plan import Plan
+from gracile.core.plan import Bits, Plan
 from gracile.errors import UserError
 from gracile.graph.capture import capture
+from gracile.graph.graph import Node
 from gracile.graph.instrument import instrument
+from gracile.nn.binary import Binarizer
 from gracile.nn.quantized import ActivationQuantizer
+from gracile.quantize.binary import CHANNELS
 
 
 def simulate(
@@ -23,7 +26,8 @@ def simulate(
         model: the network after all surgery, with the checkpoint's weights: those on a grid hold
             their dequantized values, so nothing is left to do for them.
         plan: its Bits edits of role input and output name the nodes to quantize behind.
-        tensors: `<key>.scale` and `<key>.zero_point` of every Bits edit.
+        tensors: `<key>.scale` and `<key>.zero_point` of every Bits edit, `<key>.threshold` of
+            those of what an operator reads.
         example: an input batch, to capture the graph with.
 
     Returns:
@@ -38,19 +42,40 @@ def simulate(
         return model
     graph = capture(model, example)
     after: dict[str, nn.Module] = {}
+    before: dict[str, nn.Module] = {}
     for edit in edits:
         if edit.at not in graph.nodes:
             raise UserError(
                 f"plan edit {edit.id} quantizes the output of '{edit.at}', and this model has no "
                 "such operator; the plan belongs to another network."
             )
-        q = ActivationQuantizer(
-            edit.bits, signed=edit.signed, symmetric=edit.symmetric, narrow=edit.narrow
+        read = edit.role == "input" and graph[edit.at].op != "input"
+        q = (
+            _binarizer(graph[edit.at], edit, tensors)
+            if read
+            else ActivationQuantizer(
+                edit.bits, signed=edit.signed, symmetric=edit.symmetric, narrow=edit.narrow
+            )
         )
         for name in ("scale", "zero_point"):
             if f"{edit.key}.{name}" not in tensors:
                 raise UserError(f"the checkpoint lacks '{edit.key}.{name}' of plan edit {edit.id}.")
             getattr(q, name).copy_(tensors[f"{edit.key}.{name}"].reshape(()))
         q.mode = "quantize"
-        after[edit.at] = q.train(model.training)
-    return instrument(graph, after)
+        (before if read else after)[edit.at] = q.train(model.training)
+    return instrument(graph, after, before)
+
+
+def _binarizer(node: Node, edit: Bits, tensors: Mapping[str, Tensor]) -> Binarizer:
+    key = f"{edit.key}.threshold"
+    if key not in tensors:
+        raise UserError(f"the checkpoint lacks '{key}' of plan edit {edit.id}.")
+    channels = node.attrs.get("in_channels", node.attrs.get("in_features"))
+    if channels is not None and int(channels) != tensors[key].numel():
+        raise UserError(
+            f"plan edit {edit.id} has thresholds for {tensors[key].numel()} channels, and "
+            f"'{edit.at}' reads {channels}: what was cut before cannot come back under it."
+        )
+    q = Binarizer(tensors[key].numel(), CHANNELS[node.op])
+    q.threshold.copy_(tensors[key])
+    return q

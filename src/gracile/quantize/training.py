@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import model_validator
 from torch import nn
 
+from gracile.core.method import Options
 from gracile.core.schedule import END, Time, TimeField, When
 from gracile.errors import BindError
 from gracile.quantize.engine import QuantizeOptions, Quantizer
@@ -12,17 +13,19 @@ from gracile.quantize.engine import QuantizeOptions, Quantizer
 LARGE_BATCH = 256  # from which on statistics of batches and running ones agree (NNCF's paper)
 
 
-class TrainingOptions(QuantizeOptions):
-    """Options of the methods that train quantized, added to `QuantizeOptions`.
+class Begins(Options):
+    """When a method that trains quantized begins, and what stands still later.
 
     Attributes:
         when: `{start: T}`, the moment fake quantization begins.
         freeze_bn: from when batch norm uses its running statistics and no longer updates them;
             default never.
+        decay_until: when the weight decay of the training ends; default never.
     """
 
     when: When
     freeze_bn: TimeField | None = None
+    decay_until: TimeField | None = None
 
     @model_validator(mode="after")
     def _begins_in_training(self) -> Self:
@@ -45,6 +48,10 @@ class TrainingOptions(QuantizeOptions):
         return Time.parse(self.when.start or self.when.at)
 
 
+class TrainingOptions(Begins, QuantizeOptions):
+    """Options of the methods that train quantized: `Begins` and `QuantizeOptions`."""
+
+
 class TrainedQuantizer(Quantizer):
     """Base of the methods that quantize from a moment of training on.
 
@@ -55,7 +62,7 @@ class TrainedQuantizer(Quantizer):
     """
 
     needs = frozenset({"train", "calibration", "graph"})
-    freezes: tuple[str, ...] = ("freeze_bn",)
+    freezes: tuple[str, ...] = ("freeze_bn", "decay_until")
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
@@ -72,6 +79,11 @@ class TrainedQuantizer(Quantizer):
                     f"'{self.id}': {name}: {time} is not before the end of training "
                     f"({s.calendar.epochs} epochs), so it would never happen."
                 )
+        if self.options.decay_until is not None and s.optimizer is None:
+            raise BindError(
+                f"'{self.id}': decay_until changes the optimizer of the training, and the Session "
+                "was given none. Pass it: Session(model, recipe, optimizer)."
+            )
 
     def on_fire(self, s: Any, progress: float) -> None:
         self.lay(s)
@@ -83,6 +95,10 @@ class TrainedQuantizer(Quantizer):
             for module in s.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        ends = self.options.decay_until
+        if ends is not None and s.now >= s.calendar.minibatch(ends):
+            for group in s.optimizer.param_groups:
+                group["weight_decay"] = 0.0
 
     def on_batch_end(self, s: Any) -> None:
         if self.laid and not self._judged:

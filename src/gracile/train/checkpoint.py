@@ -165,7 +165,7 @@ def _keyed(path: Path) -> set[str]:
     parts = {
         "mask": ("",),
         "share": tuple(f".{part}" for part in PARTS),
-        "bits": (".scale", ".zero_point"),
+        "bits": (".scale", ".zero_point", ".threshold"),
     }
     return {f"{e.key}{p}" for e in Plan.load(path) for p in parts.get(e.kind, ())}
 

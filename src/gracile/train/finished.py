@@ -23,6 +23,7 @@ from gracile.graph.additions import structural
 from gracile.graph.depth import covers
 from gracile.models.spec import architecture_sha
 from gracile.nn.rounding import fake_quantize
+from gracile.quantize.binary import signed_scale
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import load as load_recipe
 from gracile.train.checkpoint import REPLAYED, check_kinds, load_state, stored_tensors
@@ -185,7 +186,10 @@ def settled(value: Tensor, edits: Sequence[Mask | Bits], tensors: Mapping[str, T
             value = value * tensors[e.key].to(value.dtype)
         else:
             scale, zero_point = tensors[f"{e.key}.scale"], tensors[f"{e.key}.zero_point"]
-            value = fake_quantize(value, scale, zero_point, e.qmin, e.qmax, e.axis)
+            if e.bits == 1 and e.signed:
+                value = signed_scale(value, scale, e.axis)
+            else:
+                value = fake_quantize(value, scale, zero_point, e.qmin, e.qmax, e.axis)
     return value
 
 

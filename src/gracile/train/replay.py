@@ -120,7 +120,8 @@ def _check_masks(dropped: Iterable[Any], plan: Plan) -> None:
 def _keyed(run: Finished, plan: Plan) -> dict[str, Tensor]:
     """What the keys of a Plan name, of the tensors a run stored."""
     names = [e.key for e in plan.of_kind("mask")]
-    names += [f"{e.key}.{part}" for e in plan.of_kind("bits") for part in ("scale", "zero_point")]
+    parts = ("scale", "zero_point", "threshold")
+    names += [f"{e.key}.{part}" for e in plan.of_kind("bits") for part in parts]
     return {name: run.stored[name] for name in names if name in run.stored}
 
 

@@ -257,6 +257,13 @@ class _Run:
                 out["warnings"].append(
                     ["left-float", f"{runtime}: '{address}' stays float: {why}."]
                 )
+            wider = artifact.metadata.get("left_wider", {})
+            for why in dict.fromkeys(wider.values()):
+                first, *more = [a for a in wider if wider[a] == why]
+                others = f" and {len(more)} more" if more else ""
+                out["warnings"].append(
+                    ["one-bit", f"{runtime}: '{first}'{others} of one bit, run with more: {why}."]
+                )
             danger = parity.saturation_warning(result.plan)
             if danger is not None:
                 out["warnings"].append(["saturation", f"{runtime}: {danger}"])

@@ -405,15 +405,20 @@ class Session(Trying):
         """Mask edits for what a method masked and no surgery has cut."""
         return self._masks.edits(by)
 
-    def instrument(self, after: Mapping[str, nn.Module]) -> None:
-        """Call modules on the outputs of graph nodes from now on; replaces `session.model`."""
+    def instrument(
+        self, after: Mapping[str, nn.Module], before: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        """Call modules on the outputs of graph nodes (`before`: on what these read) from now on.
+
+        Replaces `session.model`.
+        """
         if self.graph.module is None:
             raise BindError(
                 f"the forward of {self.name} cannot be rewritten, so activations cannot be "
                 f"quantized: {self.graph.reason}"
             )
         training = self.model.training
-        new = instrument(self.graph, after).train(training)
+        new = instrument(self.graph, after, before).train(training)
         self._replace_model(lambda model: new)
         self.changed = True
 

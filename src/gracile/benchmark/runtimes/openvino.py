@@ -14,7 +14,7 @@ from gracile.registry import register
 
 KEPT = 4  # compiled models of different input shapes that are kept
 NO_STEP = ("Const", "Input", "Output")
-INTEGER = ("u8", "i8")
+LABELS = {"u8": "int8", "i8": "int8", "u1": "binary"}  # others are called what they are
 
 
 @register("runtime", "openvino", source="https://docs.openvino.ai")
@@ -87,7 +87,7 @@ class OpenVino(Loaded):
                 continue
             names = [op.get_friendly_name(), *layers.split(",")]
             unit = next((u for n in names if (u := unit_in(n, ids))), "")
-            label = "int8" if precision in INTEGER else str(precision)
+            label = LABELS.get(str(precision), str(precision))
             out.append(Kernel(unit, f"{kind} {primitive}", label))
         return out
 

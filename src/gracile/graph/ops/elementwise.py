@@ -83,7 +83,10 @@ _UNARY: Mapping[str, tuple[Sequence[type | str], Sequence[Any], Sequence[str]]] 
         ("contiguous", "clone", "detach", "float", "alias", "lift_fresh_copy"),
         ("memory_format",),
     ),
-    "quantize": (("gracile.nn.quantized.ActivationQuantizer",), (), ()),
+    "quantize": (
+        ("gracile.nn.quantized.ActivationQuantizer", "gracile.nn.binary.Binarizer"), (), (),
+    ),
+    "step": (("gracile.nn.binary.Step",), (), ()),
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Qat(TrainedQuantizer):
     """
 
     Options = QatOptions
-    freezes = ("freeze_observers", "freeze_bn")
+    freezes = ("freeze_observers", *TrainedQuantizer.freezes)
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)

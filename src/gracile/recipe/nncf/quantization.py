@@ -81,13 +81,13 @@ def quantization(algorithm: Quantization, keys: Keys, work: Work) -> None:
         more = {"quantize": method, "weights": paths, "activations": False, **override, **at}
         work.add(f"{q.algorithm}-{override['weight_bits']}bit", more)
     if q.params is not None:
-        staged_training(q.params, (*keys, "params"), work)
+        staged_training(q.params, (*keys, "params"), work, owner)
 
 
 def binarization(algorithm: Binarization, keys: Keys, work: Work) -> None:
     """`quantize: binary`, weights of convolutions from one epoch on, activations from another."""
     p = algorithm.params
-    work.add(
+    owner = work.add(
         algorithm.algorithm,
         {
             "quantize": "binary",
@@ -97,7 +97,7 @@ def binarization(algorithm: Binarization, keys: Keys, work: Work) -> None:
             "when": {"start": f"{p.weights_quant_start_epoch}ep"},
         },
     )
-    staged_training(p, (*keys, "params"), work)
+    staged_training(p, (*keys, "params"), work, owner)
 
 
 def epochs_of(params: Staged | None) -> int:
@@ -107,7 +107,7 @@ def epochs_of(params: Staged | None) -> int:
     return 1 + max(params.activations_quant_start_epoch, params.weights_quant_start_epoch)
 
 
-def staged_training(p: Staged, keys: Keys, work: Work) -> None:
+def staged_training(p: Staged, keys: Keys, work: Work, owner: str) -> None:
     """The optimizer that NNCF's sample makes of these parameters: Adam (binarization, staged)."""
     work.train.setdefault(
         "optimizer", {"class": "Adam", "lr": p.base_lr, "weight_decay": p.base_wd}
@@ -118,9 +118,13 @@ def staged_training(p: Staged, keys: Keys, work: Work) -> None:
         length = p.lr_poly_drop_duration_epochs
         work.train.setdefault("lr", {"class": "PolynomialLR", "total_iters": length})
     elif p.lr_poly_drop_start_epoch is not None:
-        work.tell((*keys, "lr_poly_drop_start_epoch"), "is left out: choose a train.lr.")
-    if p.disable_wd_start_epoch is not None:
-        work.tell((*keys, "disable_wd_start_epoch"), "is left out: weight decay stays on.")
+        drop = {"start": p.lr_poly_drop_start_epoch, "total_iters": p.lr_poly_drop_duration_epochs}
+        work.train.setdefault("lr", {"class": "PolynomialDropLR", **drop})
+    ends = p.disable_wd_start_epoch
+    if ends is not None and ends < work.epochs:
+        work.methods[owner]["decay_until"] = f"{ends}ep"
+    elif ends is not None:
+        work.tell((*keys, "disable_wd_start_epoch"), "is not before the end: left out.")
 
 
 # ------------------------------------------------------------------ parts of an entry
