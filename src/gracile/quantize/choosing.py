@@ -12,7 +12,7 @@ from torch import Tensor
 from gracile.core.method import Method
 from gracile.quantize.bits import BitMap, with_bits
 from gracile.quantize.placement import Placement, WeightSpec
-from gracile.quantize.precision import Search, positive, read_table
+from gracile.quantize.precision import Precision, Search, positive, read_table
 from gracile.quantize.sensitivity import fisher_traces, hessian_traces, perturbation
 
 
@@ -28,6 +28,12 @@ class Choosing(Method, ABC):
         super().__init__(id, options)
         self.placement: Placement | None = None
         self.chosen = BitMap()
+
+    @property
+    def asked(self) -> Precision | None:
+        """How bits are to be chosen; None where they are given, or there is nothing to choose."""
+        found: Precision | None = getattr(self.options, "precision", None)
+        return found
 
     # --- what a quantizer says
 
@@ -59,7 +65,7 @@ class Choosing(Method, ABC):
         Raises:
             BindError: they cannot; names the smallest that can.
         """
-        if getattr(self.options, "precision", None) is not None:
+        if self.asked is not None:
             self._search(s).refuse_the_impossible()
 
     def choose_precision(self, s: Any) -> None:
@@ -68,21 +74,23 @@ class Choosing(Method, ABC):
         Raises:
             BindError: no labelled calibration data, or no loss.
         """
-        if getattr(self.options, "precision", None) is not None:
+        if self.asked is not None:
             self.chosen = self._choose(s)
 
     # --- inside
 
     def _search(self, s: Any) -> Search:
         placement = self._placed(s)
-        p = self.options.precision
+        p = self.asked
+        assert p is not None
         table = read_table(p.table, s.recipe.path) if p.table is not None else None
         fixed = self._fixed(s, placement)
         return Search(p, with_bits(placement, fixed), s.graph, s.model, fixed, table)
 
     def _choose(self, s: Any) -> BitMap:
         """Bits within the limit that cost the loss least, of the network as it is now."""
-        p, search = self.options.precision, self._search(s)
+        p, search = self.asked, self._search(s)
+        assert p is not None
         curvature = self._curvature(s, [u.address for u in search.units if u.free])
         by_bits = {w: self._all_moved(s, w) for w in {w for w, _ in p.choices(self.options.bits)}}
         losses = [
@@ -116,7 +124,8 @@ class Choosing(Method, ABC):
 
     def _curvature(self, s: Any, addresses: list[str]) -> dict[str, float]:
         """Mean curvature of the loss for each weight, above 0 where it is anywhere."""
-        p = self.options.precision
+        p = self.asked
+        assert p is not None
         weights = {a: s.parameter(a) for a in addresses}
 
         def losses(at_a_time: int | None = None) -> Generator[tuple[Tensor, int]]:

@@ -67,7 +67,7 @@ class TrainedQuantizer(Quantizer):
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
         self._judged = False
-        if not options.activations and options.precision is None:
+        if not options.activations and self.asked is None:
             self.needs = frozenset({"train"})  # type: ignore[misc]
 
     def on_attach(self, s: Any) -> None:
