@@ -62,6 +62,7 @@ ROWS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         **{f"LSQ, W{b}A{b}": _few("lsq", b) for b in (4, 3, 2)},
         **{f"PACT, W{b}A{b}": _few("pact", b, clip_init="observed") for b in (4, 3, 2)},
         **{f"DoReFa, W{b}A{b}": _few("dorefa", b) for b in (4, 3, 2)},
+        "binary (XNOR), W1A1": {"q": {"quantize": "binary", "when": START}},
     },
     MOBILE: {
         FLOAT: {},
