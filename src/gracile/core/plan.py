@@ -175,6 +175,9 @@ class Bits(_Edit):
 
     `at` is a parameter for role weight or bias, a graph node for input or output.
     `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors.
+
+    With `dynamic`, `at` is the operator whose first input is put on the grid of its own range
+    whenever the network runs (role input); it has no tensors.
     """
 
     kind: Literal["bits"] = "bits"
@@ -185,7 +188,14 @@ class Bits(_Edit):
     symmetric: bool
     axis: int | None = None
     narrow: bool = False
+    dynamic: bool = False
     key: str
+
+    @model_validator(mode="after")
+    def _found_at_run_time(self) -> Self:
+        if self.dynamic and (self.role != "input" or self.signed or self.symmetric):
+            raise ValueError("'dynamic' is for an unsigned input with a zero point")
+        return self
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

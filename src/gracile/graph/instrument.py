@@ -1,6 +1,7 @@
-"""Insert modules behind nodes of a captured graph: how activation quantizers get into a model."""
+"""Insert modules between nodes of a captured graph: how activation quantizers get into a model."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import fx, nn
 
@@ -10,22 +11,31 @@ from gracile.graph.shared_module import copied_graph
 
 HOME = "_quantizers"
 SUFFIX = ".quantize"
+READ = ".input"  # of an operator: what it reads, where that alone passes a module
 
 
-def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
+def instrument(
+    graph: Graph,
+    after: Mapping[str, nn.Module] = MappingProxyType({}),
+    before: Mapping[str, nn.Module] = MappingProxyType({}),
+) -> fx.GraphModule:
     """A GraphModule that computes the same as the graph, with ``after[id]`` called on node `id`.
 
-    All readers of the node see the inserted module's output instead. Submodules and parameters are
+    All readers of the node see the inserted module's output instead; ``before[id]`` is called on
+    what node `id` reads first, and only that node sees its output. Submodules and parameters are
     shared with ``graph.module``, which is not changed. A module is stored as
     ``_quantizers.<id with ___ for dots>``; its node's id is ``<id>.quantize``, its op "quantize".
+    For ``before`` the id there is ``<id>.input``.
 
     Args:
         graph: captured in a form that can be rewritten.
         after: node id -> module to call on its output (a tensor).
+        before: node id -> module to call on its first input (a tensor).
 
     Raises:
         UserError: the graph cannot be rewritten.
-        BindError: no such node, a node without an output, or one that has a module already.
+        BindError: no such node, a node without an output (or input), or one that has a module there
+            already.
     """
     if graph.module is None:
         raise UserError(
@@ -44,6 +54,17 @@ def instrument(graph: Graph, after: Mapping[str, nn.Module]) -> fx.GraphModule:
         name = f"{HOME}.{id.replace('.', '___')}"
         module.add_submodule(name, inserted)
         _insert(new, places[id], name, id)
+    for id, inserted in before.items():
+        place = id + READ
+        _refuse_before(graph, places, id)
+        name = f"{HOME}.{place.replace('.', '___')}"
+        module.add_submodule(name, inserted)
+        node = places[id]
+        source = node.all_input_nodes[0]
+        with new.inserting_before(node):
+            call = new.call_module(name, (source,))
+        call.meta.update(id=place + SUFFIX, op="quantize")
+        node.replace_input_with(source, call)
     new.lint()
     module.recompile()
     return module
@@ -56,6 +77,16 @@ def _refuse(graph: Graph, places: Mapping[str, fx.Node], id: str) -> None:
         raise BindError(f"node '{id}' is the output; insert behind the node it returns.")
     if any(user.meta.get("id") == id + SUFFIX for user in places[id].users):
         raise BindError(f"node '{id}' is followed by a quantizer already; change that one.")
+
+
+def _refuse_before(graph: Graph, places: Mapping[str, fx.Node], id: str) -> None:
+    if id not in places:
+        raise BindError(f"no node '{id}' to insert a module before.{nearest(id, graph.nodes)}")
+    reads = places[id].all_input_nodes
+    if not reads:
+        raise BindError(f"node '{id}' reads nothing; there is no place before it.")
+    if reads[0].meta.get("id") == id + READ + SUFFIX:
+        raise BindError(f"a quantizer is before node '{id}' already; change that one.")
 
 
 def _insert(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:

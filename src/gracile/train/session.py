@@ -23,6 +23,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -405,15 +406,19 @@ class Session(Trying):
         """Mask edits for what a method masked and no surgery has cut."""
         return self._masks.edits(by)
 
-    def instrument(self, after: Mapping[str, nn.Module]) -> None:
-        """Call modules on the outputs of graph nodes from now on; replaces `session.model`."""
+    def instrument(
+        self,
+        after: Mapping[str, nn.Module] = MappingProxyType({}),
+        before: Mapping[str, nn.Module] = MappingProxyType({}),
+    ) -> None:
+        """Call modules on what graph nodes give, or read, from now on; replaces `session.model`."""
         if self.graph.module is None:
             raise BindError(
                 f"the forward of {self.name} cannot be rewritten, so activations cannot be "
                 f"quantized: {self.graph.reason}"
             )
         training = self.model.training
-        new = instrument(self.graph, after).train(training)
+        new = instrument(self.graph, after, before).train(training)
         self._replace_model(lambda model: new)
         self.changed = True
 
