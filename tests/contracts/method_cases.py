@@ -49,6 +49,7 @@ CASES = {
     "regularize/slimming": "m: {regularize: slimming, strength: 1e-3}",
     "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
+    "quantize/dynamic": "m: {quantize: dynamic, weight_bits: 6, when: {at: 1ep}}",
     "quantize/share": 'm: {quantize: share, weights: "type:Conv2d", bits: 3, '
     "codebook_lr: 1e-2, when: {start: 1ep}}",
     "quantize/product": "m: {quantize: product, weights: [inner, outer], subspace: 4, words: 8, "

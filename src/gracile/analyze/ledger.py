@@ -355,11 +355,14 @@ class _Facts:
         self.notes = {(n.address, n.axis): n for n in notes}
         self.tensor_bits: dict[str, str] = {e.at: "shared" for e in plan.of_kind("share")}
         self.value_bits: dict[tuple[str, str], str] = {}
+        self.dynamic: set[str] = set()  # operators that quantize what they read as they run
         for e in plan.of_kind("bits"):
             if e.role in ("weight", "bias"):
                 self.tensor_bits[e.at] = _precision(e.bits)
             else:
                 self.value_bits[e.at, e.role] = _precision(e.bits)
+                if e.dynamic:
+                    self.dynamic.add(e.at)
         self.authors = _authors(plan)
         self.readers: dict[str, list[str]] = {}
         for id, operator in {**before.operators, **after.operators}.items():
@@ -399,6 +402,8 @@ class _Facts:
         weight = self.tensor_bits.get(operator.weight, "float") if operator.weight else None
         if weight in ("float", "shared") or operator.inputs is None:
             return weight or "float", ""
+        if id in self.dynamic:
+            return f"{weight} dynamic", ""
         own = self.value_bits.get((id, "input"))
         inputs = [own or self._leaves(i) for i in operator.inputs if not self._is_parameter(i)]
         if not inputs or None in inputs:

@@ -177,6 +177,9 @@ class Bits(_Edit):
     input, or what the operator `at` reads, which then has one bit and `<key>.threshold`.
     `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors. One bit with a sign
     has the levels -1 and 1, and no 0.
+
+    With `dynamic`, `at` is the operator whose first input is put on the grid of its own range
+    whenever the network runs (role input); it has no tensors.
     """
 
     kind: Literal["bits"] = "bits"
@@ -187,7 +190,14 @@ class Bits(_Edit):
     symmetric: bool
     axis: int | None = None
     narrow: bool = False
+    dynamic: bool = False
     key: str
+
+    @model_validator(mode="after")
+    def _found_at_run_time(self) -> Self:
+        if self.dynamic and (self.role != "input" or self.signed or self.symmetric):
+            raise ValueError("'dynamic' is for an unsigned input with a zero point")
+        return self
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,8 @@
 The network is written with its marks (`direct`, or torch's exporter); the passes below turn the
 marks into named tensors and QuantizeLinear/DequantizeLinear, in the form that ONNX Runtime and
 OpenVINO fuse completely: a pair behind every operator, also behind those that only move values,
-weights and biases as integers, none of them shared.
+weights and biases as integers, none of them shared. Layers that quantize what they read as they run
+are written in the form of which ONNX Runtime makes one DynamicQuantizeMatMul.
 """
 
 import logging
@@ -24,6 +25,7 @@ from gracile.errors import MissingExtra, UserError
 from gracile.export.direct import NotPlain, to_proto
 from gracile.export.prepare import (
     BIAS,
+    DYNAMIC,
     UNIT,
     WEIGHT,
     ActivationGrid,
@@ -102,6 +104,7 @@ def to_onnx(
     _weight_marks(edit, prepared)
     _spread(edit)
     _bias_marks(edit)
+    _dynamic_marks(edit)
     _guard_floats(edit)
     edit.finish(u.id for u in prepared.units)
     del proto.metadata_props[:]
@@ -512,6 +515,74 @@ def _raise_dead(edit: _Editor, w: Any, scales: np.ndarray, least: np.ndarray) ->
     if (raised != scales).any():
         w.input[1] = edit.add_tensor(w.input[1], raised)
     return raised
+
+
+def _dynamic_marks(edit: _Editor) -> None:
+    """DynamicQuantizeLinear and MatMulInteger, then scales and bias in float."""
+    from onnx import helper
+
+    for mark, id in _marks(edit, DYNAMIC):
+        x, marked = mark.input[0], mark.output[0]
+        levels, scale, zero = (f"{id}.{part}" for part in ("levels", "scale", "zero_point"))
+        edit.insert(mark, helper.make_node("DynamicQuantizeLinear", [x], [levels, scale, zero]))
+        for node in edit.readers(marked):
+            weight = _matrix(edit, node) if node.input[0] == marked else None
+            if weight is not None:
+                _integer_product(edit, node, id, weight)
+        if edit.readers(marked):  # a weight that stays float
+            names = [levels, scale, zero]
+            edit.insert(mark, helper.make_node("DequantizeLinear", names, [f"{id}.rounded"]))
+            edit.redirect(marked, f"{id}.rounded")
+        edit.remove(mark)
+
+
+def _matrix(edit: _Editor, node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, str] | None:
+    """Integers (inputs, outputs), scale, zero point and name of the weight a product reads.
+
+    None if it is no product, or its weight is float.
+    """
+    if node.op_type not in ("Gemm", "MatMul"):
+        return None
+    made = edit.producer(node.input[1])
+    turned = False
+    if made is not None and made.op_type == "Transpose":
+        turned = True
+        made = edit.producer(made.input[0])
+    if made is None or made.op_type != "DequantizeLinear":
+        return None
+    q, scale, zero = (edit.constant(name) for name in made.input)
+    if q is None or scale is None or zero is None or q.ndim != 2:
+        return None
+    if turned != bool(_attribute(node, "transB", 0)):
+        q = q.T
+    return q, scale.reshape(-1), zero.reshape(-1), made.input[0]
+
+
+def _integer_product(
+    edit: _Editor, node: Any, id: str, weight: tuple[np.ndarray, np.ndarray, np.ndarray, str]
+) -> None:
+    """Replace a product with a dequantized weight: (levels - zero) @ (q - zero) * scales + bias."""
+    from onnx import TensorProto, helper
+
+    q, scales, zeros, name = weight
+    out, bias = node.output[0], node.input[2] if len(node.input) > 2 else ""
+    reads = [f"{id}.levels", edit.add_tensor(f"{name}.integers", q), f"{id}.zero_point"]
+    if zeros.any():
+        zero = np.broadcast_to(zeros, q.shape[1:]) if zeros.size > 1 else zeros[0]
+        reads.append(edit.add_tensor(f"{name}.zero", np.asarray(zero)))
+    own = edit.add_tensor(f"{name}.steps", scales if scales.size > 1 else scales[0])
+    sums, floats, step = (f"{id}.{part}" for part in ("sums", "floats", "step"))
+    product = f"{id}.product" if bias else out
+    new = [
+        helper.make_node("MatMulInteger", reads, [sums]),
+        helper.make_node("Cast", [sums], [floats], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{id}.scale", own], [step]),
+        helper.make_node("Mul", [floats, step], [product]),
+    ]
+    if bias:
+        new.append(helper.make_node("Add", [product, bias], [out]))
+    edit.insert(node, *new)
+    edit.remove(node)
 
 
 def _guard_floats(edit: _Editor) -> None:

@@ -20,12 +20,12 @@ from gracile.export.integers import WeightGrid, weight_grids
 from gracile.export.units import MOVES, choose_units
 from gracile.graph.capture import capture
 from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
-from gracile.graph.graph import Graph
+from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
 from gracile.nn.binary import Binarizer, Step
 from gracile.nn.quantized import ActivationQuantizer
 
-UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
+UNIT, WEIGHT, BIAS, DYNAMIC = "unit:", "weight:", "bias:", "dynamic:"
 # Operators with weights of their own that no quantizer reaches.
 FLOAT_LAYERS = (
     "multihead_attention", "lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell", "bilinear",
@@ -102,6 +102,7 @@ def prepare(
     _share_with_aliases(weights.grids, graph.module)
     module = fold.module.cpu()
     written = fold_written(module)
+    _mark_dynamic(module)
     units = tuple(
         u for u in choose_units(graph, activations) if u.id not in written or u.id in activations
     )
@@ -148,7 +149,7 @@ def activation_grids(graph: Graph) -> dict[str, ActivationGrid]:
     out = {}
     for node in graph.module.graph.nodes:
         quantizer = _quantizer(graph.module, node)
-        if quantizer is not None and quantizer.mode == "quantize":
+        if quantizer is not None and quantizer.mode == "quantize" and not quantizer.dynamic:
             out[str(node.meta["id"]).removesuffix(SUFFIX)] = ActivationGrid(
                 scale=float(quantizer.scale),
                 zero_point=int(quantizer.zero_point),
@@ -232,6 +233,16 @@ def _run_in_place_nowhere(module: fx.GraphModule) -> None:
             node.kwargs = {**node.kwargs, "inplace": False}
 
 
+def _mark_dynamic(module: fx.GraphModule) -> None:
+    """Marks in place of the quantizers that find their range as the network runs."""
+    for k, node in enumerate(list(module.graph.nodes)):
+        quantizer = _quantizer(module, node)
+        if quantizer is not None and quantizer.mode == "quantize" and quantizer.dynamic:
+            id = str(node.meta["id"]).removesuffix(SUFFIX)
+            node.target = f"_marks.dynamic{k}"
+            module.add_submodule(node.target, Mark(DYNAMIC + id))
+
+
 def _mark_units(
     module: fx.GraphModule,
     units: tuple[Unit, ...],
@@ -300,10 +311,20 @@ def _precision(
     if not activations and not weights:
         return "f32"
     whole = all(
-        n.params.get("weight") in weights and all(_on_grid(graph, i, activations) for i in n.inputs)
+        n.params.get("weight") in weights
+        and (_reads_dynamic(graph, n) or all(_on_grid(graph, i, activations) for i in n.inputs))
         for n in graph.of_op("conv", "conv_transpose", "linear")
     )
     return "int8" if whole and not graph.of_op(*FLOAT_LAYERS) else "mixed"
+
+
+def _reads_dynamic(graph: Graph, reader: Node) -> bool:
+    """Whether an operator's input passes a quantizer that finds its range as the network runs."""
+    first = graph[reader.inputs[0]]
+    if graph.module is None or first.op != "quantize" or first.module is None:
+        return False
+    q: Any = graph.module.get_submodule(first.module)
+    return bool(q.dynamic and q.mode == "quantize")
 
 
 def _on_grid(graph: Graph, id: str, activations: Mapping[str, ActivationGrid]) -> bool:

@@ -1,6 +1,7 @@
 """Insert modules at nodes of a captured graph: how activation quantizers get into a model."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import fx, nn
 
@@ -14,7 +15,9 @@ INPUT = ".input"  # of what one operator reads
 
 
 def instrument(
-    graph: Graph, after: Mapping[str, nn.Module], before: Mapping[str, nn.Module] | None = None
+    graph: Graph,
+    after: Mapping[str, nn.Module] = MappingProxyType({}),
+    before: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> fx.GraphModule:
     """A GraphModule that computes the same as the graph, with ``after[id]`` called on node `id`.
 
@@ -31,7 +34,8 @@ def instrument(
 
     Raises:
         UserError: the graph cannot be rewritten.
-        BindError: no such node, a node without an output, or one that has a module already.
+        BindError: no such node, a node without an output (or input), or one that has a module there
+            already.
     """
     if graph.module is None:
         raise UserError(
@@ -50,7 +54,7 @@ def instrument(
         name = f"{HOME}.{id.replace('.', '___')}"
         module.add_submodule(name, inserted)
         _insert(new, places[id], name, id)
-    for id, inserted in (before or {}).items():
+    for id, inserted in before.items():
         _refuse(graph, places, id, INPUT)
         name = f"{HOME}.{(id + INPUT).replace('.', '___')}"
         module.add_submodule(name, inserted)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import UserError
-from gracile.nn.rounding import fake_quantize
+from gracile.nn.rounding import dynamic_grid, fake_quantize
 
 Mode = Literal["off", "observe", "quantize"]
 Rule = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]  # as `fake_quantize`
@@ -20,8 +20,11 @@ class ActivationQuantizer(nn.Module):
     `observer` are not: "off" passes tensors through, "observe" also shows them to `observer`,
     "quantize" applies `rule` (by default `fake_quantize`).
 
+    With `dynamic` each tensor it is called on has the grid of its own range (`dynamic_grid`), and
+    the buffers are not used.
+
     Raises:
-        ValueError: bits outside 1..16, or a narrow range without a sign.
+        ValueError: bits outside 1..16, a narrow range without a sign, or a dynamic one with a sign.
     """
 
     scale: Tensor
@@ -34,13 +37,17 @@ class ActivationQuantizer(nn.Module):
         signed: bool = False,
         symmetric: bool = False,
         narrow: bool = False,
+        dynamic: bool = False,
     ):
         super().__init__()
         if not 1 <= bits <= 16:
             raise ValueError(f"bits of an activation must be in 1..16, got {bits}.")
         if narrow and not signed:
             raise ValueError("narrow leaves out the most negative integer; it needs signed=True.")
+        if dynamic and (signed or symmetric):
+            raise ValueError("a grid that is found at run time is unsigned with a zero point.")
         self.bits, self.signed, self.symmetric, self.narrow = bits, signed, symmetric, narrow
+        self.dynamic = dynamic
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
         self.mode: Mode = "off"
@@ -67,7 +74,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The tensor itself ("off", "observe") or on its grid ("quantize")."""
         if self.mode == "quantize":
-            return self.rule(x, self.scale, self.zero_point, self.qmin, self.qmax)
+            own = dynamic_grid(x, self.qmax) if self.dynamic else (self.scale, self.zero_point)
+            return self.rule(x, *own, self.qmin, self.qmax)
         if self.mode == "observe":
             if self.observer is None:
                 raise UserError("an ActivationQuantizer in mode 'observe' needs an observer.")
@@ -77,4 +85,5 @@ class ActivationQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """What print() shows."""
         sign = "int" if self.signed else "uint"
-        return f"{sign}{self.bits}, mode={self.mode}, scale={float(self.scale):.4g}"
+        scale = "dynamic" if self.dynamic else f"{float(self.scale):.4g}"
+        return f"{sign}{self.bits}, mode={self.mode}, scale={scale}"

@@ -75,6 +75,31 @@ def fake_quantize(
     return result
 
 
+def dynamic_grid(x: Tensor, qmax: int = 255) -> tuple[Tensor, Tensor]:
+    """The grid that a tensor gets as a network runs: its own range, widened to 0.
+
+    scale = (max(x, 0) - min(x, 0)) / qmax, zero_point = clamp(round_half_even(-min(x, 0) / scale)).
+
+    Args:
+        x: any shape, not empty; the whole tensor has one grid.
+        qmax: largest integer; the smallest is 0.
+
+    Returns:
+        Scale, float32, and zero point, int32. Scale 1 for a tensor of zeros, as ONNX Runtime has
+        it. Without gradients.
+
+    Source:
+        ONNX operator DynamicQuantizeLinear, opset 11.
+
+    >>> dynamic_grid(torch.tensor([-1.0, 0.0, 4.1]))
+    (tensor(0.0200), tensor(50, dtype=torch.int32))
+    """
+    low, high = (end.float() for end in x.detach().aminmax())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = torch.where(high > low, (high - low) / qmax, 1.0)
+    return scale, torch.round(-low / scale).clamp(0, qmax).to(torch.int32)
+
+
 class _AtOnce(torch.autograd.Function):
     """Any layout, type and device; one scale or many."""
 

@@ -44,7 +44,7 @@ from gracile.quantize.overrides import Override, bits_of, left_float
 from gracile.quantize.patterns import WEIGHT_OPS
 from gracile.quantize.placement import ActivationSpec, Placement, Skipped, WeightSpec, place
 from gracile.quantize.precision import Precision
-from gracile.quantize.profile import load_profile
+from gracile.quantize.profile import Profile, load_profile
 from gracile.quantize.ranges import Range
 from gracile.quantize.requantize import accumulator_bits
 from gracile.recipe.fields import Kernel, KernelRef, Selector, kernel
@@ -204,6 +204,8 @@ class Quantizer(Choosing):
         self.floats: dict[str, str] = {}  # operators that were reverted -> why
         self.placed: Placed | None = None  # before any was
         self.laid = False
+
+    static: ClassVar[bool] = True  # whether activations have grids of ranges seen before
 
     # --- hooks that both methods share
 
@@ -417,6 +419,8 @@ class Quantizer(Choosing):
         """`<key>.scale` and `<key>.zero_point` of every Edit, once the grids are set."""
         out: dict[str, Tensor] = {}
         for edit in self.edits(self.session):
+            if edit.dynamic:
+                continue
             holder = self.grids[edit.at] if edit.role == "weight" else self.quantizers[edit.at]
             if holder.scale is None or holder.zero_point is None:
                 raise GracileError(f"'{self.id}': the scale of '{edit.at}' is not set yet.")
@@ -501,10 +505,14 @@ class Quantizer(Choosing):
             fixed = fixed | bits_of(o.overrides, s.tensors, placement, reads)
         return fixed
 
+    def _profile(self, s: Any) -> Profile:
+        """What the runtime that this is for computes in integers."""
+        return load_profile(s.profile if self.options.profile == "auto" else self.options.profile)
+
     def _placed(self, s: Any) -> Placement:
         """All quantizers, with the same bits everywhere."""
         o = self.options
-        profile = load_profile(s.profile if o.profile == "auto" else o.profile)
+        profile = self._profile(s)
         if o.weights is not None:
             weights = s.tensors(o.weights)
         else:
@@ -519,7 +527,7 @@ class Quantizer(Choosing):
             s.graph,
             profile,
             weights=weights,
-            activations=o.activations,
+            activations=o.activations and self.static,
             bits=o.bits,
             weight_bits=self._weight_bits(o.weight_bits or o.bits),
             symmetric=o.symmetric,

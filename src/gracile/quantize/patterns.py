@@ -145,7 +145,10 @@ class View:
         if n.id in self.floats:
             return self.floats[n.id]
         if n.op not in self.profile.ops_integer:
-            return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'"
+            why = self.profile.notes.get(n.op)
+            return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'" + (
+                f": {why}" if why else ""
+            )
         if n.op in WEIGHT_OPS:
             address = self.weight_of(n)
             if address is None:

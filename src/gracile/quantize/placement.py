@@ -116,12 +116,8 @@ def place(
         BindError: nothing is left to quantize, or activations are wanted and the graph was not
             captured in a form that can be rewritten.
     """
-    if activations and graph.how != "fx" and graph.module is None:
-        raise BindError(
-            "activation quantization needs a graph that can be rewritten, and this model was "
-            f"captured by '{graph.how}': {graph.reason} Change the forward, or quantize only the "
-            "weights with activations: false."
-        )
+    if activations:
+        refuse_unwritable(graph, "quantize only the weights with activations: false")
     view = View(graph, profile, weights, not activations, floats)
     chosen, skipped_weights = _weights(view, weights)
     if not chosen:
@@ -150,6 +146,19 @@ def place(
     specs = _activations(view, bits, symmetric)
     skipped_nodes = [Skipped(id, why, _reason(view, id)) for id, why in view.why_float.items()]
     return Placement(weight_specs, specs, (*skipped_weights, *skipped_nodes), operators)
+
+
+def refuse_unwritable(graph: Graph, way: str) -> None:
+    """Refuse a graph in which no quantizer can be laid; `way` is what else can be done.
+
+    Raises:
+        BindError: with the reason.
+    """
+    if graph.how != "fx" and graph.module is None:
+        raise BindError(
+            "activation quantization needs a graph that can be rewritten, and this model was "
+            f"captured by '{graph.how}': {graph.reason} Change the forward, or {way}."
+        )
 
 
 def _reason(view: View, id: str) -> Literal["not_asked", "sensitive", "unsupported"]:

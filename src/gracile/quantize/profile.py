@@ -5,6 +5,7 @@ from importlib import resources
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gracile.core.plan import Plan
 from gracile.errors import UserError, nearest
 
 
@@ -36,7 +37,10 @@ class Profile(BaseModel):
             unrounded sums, so that no quantizer stands between the two.
         ops_integer: operators with integer kernels.
         ops_same_scale: operators that move values: inputs and output share one scale.
+        ops_dynamic: operators with a kernel that quantizes what it reads as it runs and is faster
+            than float.
         notes: per operator, the measured reason.
+        notes_dynamic: per operator without such a kernel, the measured reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +55,16 @@ class Profile(BaseModel):
     sums_in_accumulator: bool = False
     ops_integer: tuple[str, ...]
     ops_same_scale: tuple[str, ...] = ()
+    ops_dynamic: tuple[str, ...] = ()
     notes: dict[str, str] = Field(default_factory=dict)
+    notes_dynamic: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> "Profile":
+        """The same runtime, where nothing but `ops_dynamic` is asked for."""
+        return self.model_copy(
+            update={"ops_integer": self.ops_dynamic, "notes": self.notes_dynamic}
+        )
 
 
 def load_profile(name: str) -> Profile:
@@ -71,3 +84,22 @@ def load_profile(name: str) -> Profile:
         first = e.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         raise UserError(f"profile '{name}': {place}: {first['msg']}.") from None
+
+
+def dynamic_warning(plan: Plan, runtime: str) -> str | None:
+    """A warning where a plan's ranges are found at run time and this runtime gains nothing by it.
+
+    Args:
+        plan: its Bits edits are looked at.
+        runtime: name of one with a profile.
+    """
+    if not any(e.dynamic for e in plan.of_kind("bits")):
+        return None
+    profile = load_profile(runtime)
+    if profile.ops_dynamic:
+        return None
+    why = profile.notes_dynamic.get("linear", "it has no kernel for it")
+    return (
+        f"layers with ranges found at run time are right here but not faster: {why}. "
+        "quantize: ptq is."
+    )

@@ -25,9 +25,10 @@ def simulate(
     Args:
         model: the network after all surgery, with the checkpoint's weights: those on a grid hold
             their dequantized values, so nothing is left to do for them.
-        plan: its Bits edits of role input and output name the nodes to quantize behind.
-        tensors: `<key>.scale` and `<key>.zero_point` of every Bits edit, `<key>.threshold` of
-            those of what an operator reads.
+        plan: its Bits edits of role input and output name the nodes to quantize behind, or before
+            where only that node reads the grid: one bit, or a range found at run time.
+        tensors: `<key>.scale` and `<key>.zero_point` of every Bits edit with a grid of its own,
+            `<key>.threshold` of those of what an operator reads.
         example: an input batch, to capture the graph with.
 
     Returns:
@@ -46,18 +47,22 @@ def simulate(
     for edit in edits:
         if edit.at not in graph.nodes:
             raise UserError(
-                f"plan edit {edit.id} quantizes the output of '{edit.at}', and this model has no "
-                "such operator; the plan belongs to another network."
+                f"plan edit {edit.id} quantizes the {edit.role} of '{edit.at}', and this model has "
+                "no such operator; the plan belongs to another network."
             )
         read = edit.role == "input" and graph[edit.at].op != "input"
         q = (
             _binarizer(graph[edit.at], edit, tensors)
-            if read
+            if read and not edit.dynamic
             else ActivationQuantizer(
-                edit.bits, signed=edit.signed, symmetric=edit.symmetric, narrow=edit.narrow
+                edit.bits,
+                signed=edit.signed,
+                symmetric=edit.symmetric,
+                narrow=edit.narrow,
+                dynamic=edit.dynamic,
             )
         )
-        for name in ("scale", "zero_point"):
+        for name in () if edit.dynamic else ("scale", "zero_point"):
             if f"{edit.key}.{name}" not in tensors:
                 raise UserError(f"the checkpoint lacks '{edit.key}.{name}' of plan edit {edit.id}.")
             getattr(q, name).copy_(tensors[f"{edit.key}.{name}"].reshape(()))

@@ -204,7 +204,8 @@ def describe(edit: Any) -> str:
         case "mask":
             return f"{edit.at}: {100 * edit.sparsity:.3g} % zeros"
         case "bits":
-            return f"{edit.role} {edit.at}: {'' if edit.signed else 'u'}int{edit.bits}"
+            when = ", range found at run time" if edit.dynamic else ""
+            return f"{edit.role} {edit.at}: {'' if edit.signed else 'u'}int{edit.bits}{when}"
     return str(getattr(edit, "at", getattr(edit, "block", "")))
 
 

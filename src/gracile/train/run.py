@@ -25,6 +25,7 @@ from gracile.core.state import write_atomic_with, write_json
 from gracile.errors import UserError
 from gracile.export import parity
 from gracile.graph.capture import capture
+from gracile.quantize.profile import dynamic_warning
 from gracile.quantize.ranges import NAME as RANGES
 from gracile.quantize.ranges import save_ranges
 from gracile.recipe.load import load as load_recipe
@@ -267,6 +268,10 @@ class _Run:
             danger = parity.saturation_warning(result.plan)
             if danger is not None:
                 out["warnings"].append(["saturation", f"{runtime}: {danger}"])
+            name = runtime.split(":")[0]
+            slow = None if name == "pytorch" else dynamic_warning(result.plan, name)
+            if slow is not None:
+                out["warnings"].append(["dynamic", f"{runtime}: {slow}"])
         return out
 
     def evaluate(self, runtime: str) -> dict[str, Any]:

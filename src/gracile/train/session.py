@@ -23,6 +23,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -406,9 +407,11 @@ class Session(Trying):
         return self._masks.edits(by)
 
     def instrument(
-        self, after: Mapping[str, nn.Module], before: Mapping[str, nn.Module] | None = None
+        self,
+        after: Mapping[str, nn.Module] = MappingProxyType({}),
+        before: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
-        """Call modules on the outputs of graph nodes (`before`: on what these read) from now on.
+        """Call modules on what graph nodes give (`before`: on what they read) from now on.
 
         Replaces `session.model`.
         """

@@ -219,6 +219,8 @@ def _kernels(graph: Any, ids: list[str]) -> list[Kernel]:
             precision, made = "f32", False
         elif node.op_type.startswith("QLinear"):
             precision, made = "int8", True
+        elif node.op_type.startswith("DynamicQuantize") or node.op_type == "MatMulInteger":
+            precision, made = "int8", node.op_type == "DynamicQuantizeLinear"
         elif node.op_type in MOVES:
             precision, made = ("int8", True) if reads else ("f32", False)
         else:
