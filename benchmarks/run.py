@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 from benchmarks import (
     capture,
+    dynamic,
     fakequant,
     hints,
     integer_proof,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Any] = {
         sparsity,
         hints,
         integer_proof,
+        dynamic,
         fakequant,
         capture,
         session_overhead,
