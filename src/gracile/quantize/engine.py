@@ -8,7 +8,7 @@ ranges are observed and when they stop moving.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,8 +16,16 @@ from torch import Tensor, nn
 
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.core.method import Method, Options
-from gracile.core.plan import Bits
+from gracile.core.plan import Bits, Decompose
 from gracile.errors import GracileError
+from gracile.graph.capture import capture
+from gracile.graph.decompose import (
+    ATTENTION,
+    RECURRENT,
+    decompose_edits,
+    decomposed,
+    refusal,
+)
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
@@ -95,6 +103,7 @@ class QuantizeOptions(Options):
         default_factory=lambda: kernel("observer", "min_max")
     )
     profile: str = "auto"
+    decompose: Literal["auto"] | bool | Selector = "auto"
     after: str | None = None
 
     @field_validator("observer", "weight_observer", check_fields=False)
@@ -224,6 +233,8 @@ class Quantizer(Method):
     def lay(self, s: Any, placement: Placement | None = None) -> None:
         """Put overlays on the weights and quantizers (in mode "off") on the graph."""
         if placement is None:
+            if apart := self._apart(s):
+                s.apply(apart)
             placement = self._place(s)
             for name, why, reason in placement.skipped:
                 s.note(name, "precision", "float", reason, why, self.id)
@@ -394,15 +405,19 @@ class Quantizer(Method):
     def _place(self, s: Any) -> Placement:
         o = self.options
         profile = load_profile(s.profile if o.profile == "auto" else o.profile)
+        graph = s.graph
+        if apart := self._apart(s):
+            module = decomposed(graph, apart, s.example)
+            graph = capture(module, s.example, check=False)
         if o.weights is not None:
             weights = s.tensors(o.weights)
         else:
-            readers = s.graph.of_op(*(op for op in WEIGHT_OPS if op in profile.ops_integer))
+            readers = graph.of_op(*(op for op in WEIGHT_OPS if op in profile.ops_integer))
             every = dict(s.model.named_parameters(remove_duplicate=False))  # tied names as well
             read = {id(every[a]) for n in readers if (a := n.params.get("weight")) in every}
             weights = [n for n, p in s.model.named_parameters() if id(p) in read]
         placement = place(
-            s.graph,
+            graph,
             profile,
             weights=weights,
             activations=o.activations,
@@ -414,7 +429,24 @@ class Quantizer(Method):
         )
         if o.edges_bits is None:
             return placement
-        return with_edges(placement, s.graph, o.edges_bits, self._weight_bits(o.edges_bits))
+        return with_edges(placement, graph, o.edges_bits, self._weight_bits(o.edges_bits))
+
+    def _apart(self, s: Any) -> list[Decompose]:
+        """Edits that take apart the layers whose weights lie inside, as `decompose` says."""
+        wanted, weights = self.options.decompose, self.options.weights
+        if wanted is False:
+            return []
+        nodes = s.graph.of_op(*(ATTENTION if wanted == "auto" else (*ATTENTION, *RECURRENT)))
+        for chosen in [x for x in (wanted, weights) if x not in (True, "auto", None)]:
+            names = s.tensors(chosen)
+            nodes = [n for n in nodes if {*n.params.values()} & {*names}]
+        able = []
+        for node in nodes:
+            if (why := refusal(s.graph, node)) is None:
+                able.append(node.id)
+            elif wanted != "auto":
+                s.warn("quantize.whole", f"'{node.id}' stays whole and in float: {why}.")
+        return decompose_edits(s.graph, able, self.id)
 
     def _weight_bits(self, bits: int) -> int:
         """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""

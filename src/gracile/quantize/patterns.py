@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gracile.graph.decompose import PLACE
 from gracile.graph.graph import Graph, Node
 from gracile.quantize.profile import Profile
 
@@ -24,6 +25,7 @@ class View:
         nodes: id -> node, in order.
         inputs: id -> ids of the tensors (or tuples of tensors) it reads, quantizers looked through.
         readers: id -> nodes that read it.
+        place: ids of the parts of recurrent steps -> what they are in every step.
         same: ids of operators that only move values, so that output and inputs share a scale.
         tails: first node of a pattern -> its last one.
         integer: first nodes of the patterns that run in integers.
@@ -39,6 +41,11 @@ class View:
         for n in self.nodes.values():
             for i in dict.fromkeys(self.inputs[n.id]):
                 self.readers[i].append(n)
+        self.place = {
+            n.id: str(n.fx.meta[PLACE])
+            for n in self.nodes.values()
+            if n.fx is not None and PLACE in n.fx.meta
+        }
         self.same = {n.id for n in self.nodes.values() if self._moves(n)}
         self.tails: dict[str, str] = {}  # anchor -> last node of its pattern
         self.fused: dict[str, str] = {}  # any other node of a pattern -> anchor
@@ -127,6 +134,9 @@ class View:
                 return f"its weight '{address}' is not selected"
         if self.weights_only:
             return None
+        import os
+        if n.op in PAIR_OPS and n.id in self.place and not os.environ.get("FULL"):
+            return "it is a part of a recurrent step, which is computed in float"
         if n.op in PAIR_OPS and len(self.inputs[n.id]) < 2:
             return "one operand is a constant"
         if n.shape is None or any(self.nodes[i].shape is None for i in self.inputs[n.id]):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.patterns import TRANSPARENT_OPS, View, never_negative
+from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS, View, never_negative
 from gracile.quantize.profile import Profile
 
 
@@ -217,7 +217,9 @@ def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
-        need.add(view.tails.get(n.id, n.id))
+        import os
+        if n.op not in WEIGHT_OPS or n.id not in view.place or os.environ.get("FULL"):  # a step goes on in float
+            need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
     return need
 
@@ -253,8 +255,9 @@ def _leaders(view: View, need: set[str]) -> dict[str, str]:
             id = leader[id]
         return id
 
-    for id in view.same:
-        ends = [id, *(view.owner(i) for i in view.inputs[id])]
+    together = [[id, *(view.owner(i) for i in view.inputs[id])] for id in view.same]
+    together += [[id for id in view.place if view.place[id] == p] for p in {*view.place.values()}]
+    for ends in together:
         roots = sorted({find(e) for e in ends if e in need}, key=order.__getitem__)
         for root in roots[1:]:
             leader[root] = roots[0]
