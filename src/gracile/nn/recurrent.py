@@ -56,10 +56,12 @@ class Recurrent(nn.Module):
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """(steps, batch, channels), (batch, steps, channels) if batch_first, or without a batch."""
-        time = 1 if self.batch_first and input.dim() == 3 else 0
-        steps = input.shape[time] if self.steps is None else self.steps
+        time = input.dim() - 2
+        turned = time == 1 and not self.batch_first
+        x = input.transpose(0, 1) if turned else input  # (batch, steps, channels)
+        steps = x.shape[time] if self.steps is None else self.steps
         given = None if hx is None else tuple(hx) if self.kind == "lstm" else (hx,)
-        x, last = input, []
+        last = []
         for layer in range(self.layers):
             ways = []
             for way in ("", "_reverse") if self.both else ("",):
@@ -71,11 +73,12 @@ class Recurrent(nn.Module):
                 ways.append(outputs)
                 last.append(state)
             each = ways[0] if len(ways) == 1 else [torch.cat(w, -1) for w in zip(*ways)]  # noqa: B905
-            x = torch.cat([h.unsqueeze(time) for h in each], time)
+            x = torch.cat(each, -1).unflatten(-1, (steps, -1))  # see "export" in docs: as OpenVINO wants it
             x = self.note(f"l{layer}.output", None, x)
             if self.dropout and layer + 1 < self.layers:
                 x = F.dropout(x, self.dropout, self.training)
         ends = [torch.cat([s[k].unsqueeze(0) for s in last]) for k in range(len(last[0]))]
+        x = x.transpose(0, 1) if turned else x
         return x, tuple(ends) if self.kind == "lstm" else ends[0]
 
     def _of_layer(self, state: Tensor, number: int) -> Tensor:
@@ -184,7 +187,8 @@ def step(
     back: Tensor | None = bias
     if state is not None:
         assert weight is not None
-        back = note("fed_back", F.linear(state[0], weight, bias))
+        before = note("state", state[0].clone())  # what is fed back may be rounded, what is shown not
+        back = note("fed_back", F.linear(before, weight, bias))
     if kind == "lstm":
         h, c = _lstm(fed, back, None if state is None else state[1], note)
         if projection is not None:

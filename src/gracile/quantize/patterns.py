@@ -25,6 +25,8 @@ class View:
         nodes: id -> node, in order.
         inputs: id -> ids of the tensors (or tuples of tensors) it reads, quantizers looked through.
         readers: id -> nodes that read it.
+        transparent: ids of operators of which nothing is left in a runtime; not those that a
+            recurrent step is fed back through, which have a quantizer of their own.
         place: ids of the parts of recurrent steps -> what they are in every step.
         same: ids of operators that only move values, so that output and inputs share a scale.
         tails: first node of a pattern -> its last one.
@@ -46,6 +48,9 @@ class View:
             for n in self.nodes.values()
             if n.fx is not None and PLACE in n.fx.meta
         }
+        self.transparent = {
+            n.id for n in self.nodes.values() if n.op in TRANSPARENT_OPS and n.id not in self.place
+        }
         self.same = {n.id for n in self.nodes.values() if self._moves(n)}
         self.tails: dict[str, str] = {}  # anchor -> last node of its pattern
         self.fused: dict[str, str] = {}  # any other node of a pattern -> anchor
@@ -65,7 +70,7 @@ class View:
 
     def owner(self, id: str) -> str:
         """The node that computes this value: looks through identity and dropout."""
-        while self.nodes[id].op in TRANSPARENT_OPS and self.inputs[id]:
+        while id in self.transparent and self.inputs[id]:
             id = self.inputs[id][0]
         return id
 
@@ -94,7 +99,7 @@ class View:
         return id
 
     def _moves(self, n: Node) -> bool:
-        if n.op not in self.profile.ops_same_scale or n.op in TRANSPARENT_OPS:
+        if n.op not in self.profile.ops_same_scale or n.id in {*self.transparent, *self.place}:
             return False
         if n.op == "pad" and n.attrs.get("mode", "constant") == "constant":
             return n.attrs.get("value") in (None, 0)
@@ -107,7 +112,7 @@ class View:
         at = anchor
         while len(self.readers[at.id]) == 1:
             at = self.readers[at.id][0]
-            if at.op in TRANSPARENT_OPS:
+            if at.id in self.transparent:
                 members.append(at.id)
                 continue
             if at.op not in rest:
@@ -125,6 +130,8 @@ class View:
             return ""
         if n.op not in self.profile.ops_integer:
             return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'"
+        if n.id in self.place and n.op not in WEIGHT_OPS:
+            return "it is a part of a recurrent step, of which the products are in integers"
         if n.op in WEIGHT_OPS:
             address = self.weight_of(n)
             if address is None:
@@ -134,9 +141,6 @@ class View:
                 return f"its weight '{address}' is not selected"
         if self.weights_only:
             return None
-        import os
-        if n.op in PAIR_OPS and n.id in self.place and not os.environ.get("FULL"):
-            return "it is a part of a recurrent step, which is computed in float"
         if n.op in PAIR_OPS and len(self.inputs[n.id]) < 2:
             return "one operand is a constant"
         if n.shape is None or any(self.nodes[i].shape is None for i in self.inputs[n.id]):
@@ -148,7 +152,7 @@ class View:
         return None
 
     def _root(self, id: str) -> str:
-        while (id in self.same or self.nodes[id].op in TRANSPARENT_OPS) and self.inputs[id]:
+        while (id in self.same or id in self.transparent) and self.inputs[id]:
             id = self.inputs[id][0]
         return id
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS, View, never_negative
+from gracile.quantize.patterns import View, never_negative
 from gracile.quantize.profile import Profile
 
 
@@ -208,7 +208,7 @@ def _activations(
             )
         )
     for n in view.nodes.values():
-        if n.id in view.same and n.id not in need and n.op not in TRANSPARENT_OPS:
+        if n.id in view.same and n.id not in need and n.id not in view.transparent:
             view.why_float[n.id] = "what it moves is not quantized"
     return tuple(specs)
 
@@ -217,8 +217,7 @@ def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
-        import os
-        if n.op not in WEIGHT_OPS or n.id not in view.place or os.environ.get("FULL"):  # a step goes on in float
+        if n.id not in view.place:  # a recurrent step goes on in float
             need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
     return need
@@ -240,7 +239,7 @@ def _closed(view: View, need: set[str]) -> set[str]:
 def _only_returned(view: View, id: str) -> bool:
     return all(
         r.op == "output"
-        or ((r.id in view.same or r.op in TRANSPARENT_OPS) and _only_returned(view, r.id))
+        or ((r.id in view.same or r.id in view.transparent) and _only_returned(view, r.id))
         for r in view.readers[id]
     )
 
