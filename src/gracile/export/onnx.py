@@ -449,11 +449,12 @@ def _bias_marks(edit: _Editor) -> None:
     """Integer biases, 32 bits with scale s_input * s_weight, one for every reader."""
     from onnx import helper
 
+    made: dict[tuple[str, bytes], list[str]] = {}  # steps of one layer have one bias
     for mark, address in _marks(edit, BIAS):
         value = edit.constant(mark.input[0])
         if value is None:
             raise UserError(f"'{address}' has a bias that is computed in the forward.")
-        name = address.removesuffix("weight") + "bias"
+        name = _bias_name(address)
         for node in edit.readers(mark.output[0]):
             k = list(node.input).index(mark.output[0])
             found = _integer_bias(edit, node, value) if node.op_type in LAYER_OPS else None
@@ -461,14 +462,23 @@ def _bias_marks(edit: _Editor) -> None:
                 node.input[k] = edit.add_tensor(name, value)
                 continue
             q, scale = found
-            stored = edit.add_tensor(name, q)
-            zero = edit.add_tensor(f"{stored}.zero_point", np.zeros(scale.shape, np.int32))
-            names = [stored, edit.add_tensor(f"{stored}.scale", scale), zero]
+            same = address, scale.tobytes()
+            if same not in made:
+                stored = edit.add_tensor(name, q)
+                zero = edit.add_tensor(f"{stored}.zero_point", np.zeros(scale.shape, np.int32))
+                made[same] = [stored, edit.add_tensor(f"{stored}.scale", scale), zero]
+            names = made[same]
             extra: dict[str, Any] = {} if scale.ndim == 0 else {"axis": 0}
-            out = f"{stored}.dequantized"
+            out = f"{node.output[0]}.bias"
             edit.insert(node, helper.make_node("DequantizeLinear", names, [out], **extra))
             node.input[k] = out
         edit.remove(mark)
+
+
+def _bias_name(address: str) -> str:
+    """What a bias is called that belongs to the weight at an address."""
+    path, _, name = address.rpartition(".")
+    return f"{path}.{name.replace('weight', 'bias')}".lstrip(".")
 
 
 def _integer_bias(

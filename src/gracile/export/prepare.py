@@ -22,8 +22,10 @@ from gracile.graph.capture import capture
 from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import SUFFIX
+from gracile.graph.normalize import call_key
 from gracile.nn.quantized import ActivationQuantizer
 
+LINEAR = (F.linear, "aten.linear")
 UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
 # Operators with weights of their own that no quantizer reaches.
 FLOAT_LAYERS = (
@@ -269,7 +271,23 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
             with module.graph.inserting_after(node):
                 mark = module.graph.call_module(name, (node,))
             node.replace_all_uses_with(mark, delete_user_cb=lambda u, mark=mark: u is not mark)
+            for reader in list(mark.users):
+                _mark_bias(module, reader, target)
     module.delete_all_unused_submodules()
+
+
+def _mark_bias(module: fx.GraphModule, reader: fx.Node, address: str) -> None:
+    """Mark the bias of a functional linear layer whose weight lies on a grid."""
+    if call_key(reader) not in LINEAR or len(reader.all_input_nodes) < 3:
+        return
+    bias = reader.all_input_nodes[2]
+    if bias.op != "get_attr":
+        return
+    name = f"_marks.{bias.target.replace('.', '___')}"  # type: ignore[union-attr]
+    module.add_submodule(name, Mark(BIAS + address))
+    with module.graph.inserting_before(reader):
+        mark = module.graph.call_module(name, (bias,))
+    reader.replace_input_with(bias, mark)
 
 
 def _precision(

@@ -15,9 +15,9 @@ from gracile.graph import verify
 from gracile.graph.capture import as_inputs, bare_copy, capture, quiet
 from gracile.graph.graph import Graph, Node
 from gracile.graph.normalize import argument, call_of
-from gracile.graph.record import sized
+from gracile.graph.record import recorded
 from gracile.graph.shared_module import SharedModule, copied_graph
-from gracile.graph.trace import DROPOUTS
+from gracile.graph.trace import DROPOUTS, restored_modes
 from gracile.nn.attention import Attention
 from gracile.nn.recurrent import CELLS, LAYERS, Cell, Length, Recurrent
 
@@ -73,8 +73,7 @@ def decomposed(graph: Graph, edits: Sequence[Decompose], example: Inputs) -> Sha
     if graph.module is None:
         raise BindError(f"no layer can be taken apart: {graph.reason}")
     calls = {edit.at: _calls(graph, edit) for edit in edits}
-    with quiet(graph.module):
-        dtypes = sized(graph.module, as_inputs(example)).dtypes
+    dtypes = _dtypes(graph.module, as_inputs(example))
     new, twin = copied_graph(graph)
     known = {
         twin[n.fx]: (n.shape, dtypes[n.fx]) for n in graph if n.fx in twin and n.shape is not None
@@ -120,6 +119,12 @@ def prove_decomposition(
             "the layer whole with decompose: false."
         ) from None
     return verify.Proof(str(dtype).removeprefix("torch."), worst, tolerance, checks)
+
+
+def _dtypes(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Mapping[fx.Node, Any]:
+    # Computed, as torch is slow at an LSTM of which only shapes are asked.
+    with quiet(module), restored_modes(module), torch.no_grad():
+        return recorded(module.eval(), inputs).dtypes  # type: ignore[arg-type]
 
 
 def _calls(graph: Graph, edit: Decompose) -> list[Node]:
