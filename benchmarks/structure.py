@@ -80,9 +80,7 @@ def measure(arch: Architecture, key: str, notes: dict[str, Any]) -> Values:
         UserError: the package it comes from is not installed.
     """
     if find_spec(arch.package) is None:
-        raise UserError(
-            f"the structure benchmark of {key} needs {arch.package}: make bench-peers"
-        )
+        raise UserError(f"the structure benchmark of {key} needs {arch.package}: make bench-peers")
     found = run_apart(key)
     notes.update(texts_of(found))
     return {(metric, arch.name): once(value) for metric, value in values_of(found).items()}

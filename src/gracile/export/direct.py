@@ -569,9 +569,7 @@ def _info(name: str, dims: Dims | None, kind: str = "FLOAT") -> Any:
 
     if dims is None:
         raise NotPlain(f"'{name}' is no tensor")
-    return helper.make_tensor_value_info(
-        name, getattr(TensorProto, kind), [_size(d) for d in dims]
-    )
+    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), [_size(d) for d in dims])
 
 
 def _size(dim: int | None) -> int | str:

@@ -76,7 +76,9 @@ def decomposed(graph: Graph, edits: Sequence[Decompose], example: Inputs) -> Sha
     dtypes = _dtypes(graph.module, as_inputs(example))
     new, twin = copied_graph(graph)
     known = {
-        twin[n.fx]: (n.shape, dtypes[n.fx]) for n in graph if n.fx in twin and n.shape is not None
+        twin[n.fx]: (n.shape, dtypes[n.fx])
+        for n in graph
+        if n.fx is not None and n.shape is not None
     }
     module = SharedModule(graph.module, new)
     for edit in edits:
@@ -254,7 +256,7 @@ def _of_one_length(
 ) -> tuple[Any, dict[str, Any]]:
     """The arguments of a call, its input behind a check of its length."""
     assert edit.steps is not None
-    series = call.args[0] if call.args else call.kwargs["input"]
+    series: Any = call.args[0] if call.args else call.kwargs["input"]
     shape, kind = tracer.known[series]
     time = 1 if ours.batch_first and len(shape) == 3 else 0
     path = f"{edit.at}.{LENGTH}"
@@ -266,13 +268,15 @@ def _of_one_length(
     return (checked, *call.args[1:]), rest
 
 
-def _as_proxies(ours: nn.Module, at: str, tracer: _Inliner) -> list[tuple[dict[str, Any], list[str]]]:
+def _as_proxies(
+    ours: nn.Module, at: str, tracer: _Inliner
+) -> list[tuple[dict[str, Any], list[str]]]:
     """Let a module read nodes of the graph for its parameters; what was put in, to take out."""
     there = {n.target: n for n in tracer.graph.nodes if n.op == "get_attr"}
-    held = [(ours.__dict__, ["note"])] if isinstance(ours, (Recurrent, Cell)) else []
-    if held:
-        del ours.__dict__["note"]
+    held: list[tuple[dict[str, Any], list[str]]] = []
+    if isinstance(ours, (Recurrent, Cell)):
         ours.__dict__["note"] = tracer.note
+        held.append((ours.__dict__, ["note"]))
     for path, module in ours.named_modules(prefix=at):
         names = [name for name, p in module._parameters.items() if p is not None]
         for name in names:
@@ -320,12 +324,14 @@ def _hand_on(node: fx.Node, value: Any) -> None:
 def _rename(module: SharedModule, tracer: _Inliner) -> None:
     """Ids for new nodes; functional dropouts become modules that follow the mode."""
     graph = module.graph
-    taken = {n.meta["id"] for n in graph.nodes if n not in tracer.made}
+    new = set(tracer.made)
+    taken = {n.meta["id"] for n in graph.nodes if n not in new}
     for node in tracer.made:
         if node.op in ("get_attr", "call_module"):
             base = str(node.target)
         else:
-            base = node.meta.get("id") or f"{tracer.at}.{call_of(node, module.get_submodule, _address).name}"
+            name = call_of(node, module.get_submodule, _address).name
+            base = node.meta.get("id") or f"{tracer.at}.{name}"
         id, k = base, 0
         while id in taken:
             k += 1

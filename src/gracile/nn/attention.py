@@ -34,6 +34,14 @@ class Attention(nn.Module):
     in_proj_bias: Tensor | None
     bias_k: Tensor | None
     bias_v: Tensor | None
+    heads: int
+    qk_width: int
+    v_width: int
+    scale: float
+    dropout: float
+    batch_first: bool
+    add_zero_attn: bool
+    out_proj: nn.Linear
 
     def __init__(self, source: "nn.MultiheadAttention | Attention", *, spelled: bool = False):
         super().__init__()
@@ -153,7 +161,8 @@ def _parts(x: Tensor, widths: Sequence[int], dim: int) -> list[Tensor]:
 
 def _causal(q: Tensor, k: Tensor) -> Tensor:
     """Minus infinity for every key behind the query's place."""
-    return q.new_full((q.shape[-2], k.shape[-2]), float("-inf")).triu(1)
+    square: Tensor = q.new_full((q.shape[-2], k.shape[-2]), float("-inf"))
+    return square.triu(1)
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ parameter of its own, so names, checkpoints and optimizers stay.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gracile.errors import UserError
 
 Note = Callable[[str, int | None, Tensor], Tensor]
 State = tuple[Tensor, ...]
+OF_A_CELL = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
 LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
@@ -44,12 +46,13 @@ class Recurrent(nn.Module):
     torch.Size([5, 1, 4])
     """
 
+    note: Note = staticmethod(as_it_is)
+
     def __init__(self, source: Any, steps: int | None = None):
         super().__init__()
         self.steps, self.kind = steps, _kind(source)
         self.layers, self.both = source.num_layers, source.bidirectional
         self.batch_first, self.dropout = source.batch_first, source.dropout
-        self.note: Note = as_it_is
         for name, parameter in source._parameters.items():
             self.register_parameter(name, parameter)
         self.training = source.training
@@ -61,7 +64,7 @@ class Recurrent(nn.Module):
         x = input.transpose(0, 1) if turned else input  # (batch, steps, channels)
         steps = x.shape[time] if self.steps is None else self.steps
         given = None if hx is None else tuple(hx) if self.kind == "lstm" else (hx,)
-        last = []
+        last: list[State] = []
         for layer in range(self.layers):
             ways = []
             for way in ("", "_reverse") if self.both else ("",):
@@ -73,7 +76,9 @@ class Recurrent(nn.Module):
                 ways.append(outputs)
                 last.append(state)
             each = ways[0] if len(ways) == 1 else [torch.cat(w, -1) for w in zip(*ways)]  # noqa: B905
-            x = torch.cat(each, -1).unflatten(-1, (steps, -1))  # see "export" in docs: as OpenVINO wants it
+            # Side by side, then in steps: OpenVINO 2026.4 moves a quantizer that directly follows a
+            # concatenation of steps before it, and fails at the product with what that makes.
+            x = torch.cat(each, -1).unflatten(-1, (steps, -1))
             x = self.note(f"l{layer}.output", None, x)
             if self.dropout and layer + 1 < self.layers:
                 x = F.dropout(x, self.dropout, self.training)
@@ -97,28 +102,28 @@ class Recurrent(nn.Module):
         fed = self.note(f"{place}.fed", None, fed)
         parts = fed.chunk(steps, time)
         outputs: list[Any] = [None] * steps
+        rest = [weight(n) for n in ("weight_hh", "bias_hh", "weight_hr")]
         order = range(steps) if not place.endswith("_reverse") else reversed(range(steps))
         for t in order:
             gates = parts[t].squeeze(time)
-            state = step(
-                self.kind,
-                gates,
-                state,
-                [weight(n) for n in ("weight_hh", "bias_hh", "weight_hr")],
-                lambda role, v, t=t: self.note(f"{place}.{role}", t, v),
-            )
+            state = step(self.kind, gates, state, rest, partial(self._note, place, t))
             outputs[t] = state[0]
         assert state is not None
         return outputs, state
 
 
+    def _note(self, place: str, t: int, role: str, x: Tensor) -> Tensor:
+        return self.note(f"{place}.{role}", t, x)
+
+
 class Cell(nn.Module):
     """Computes what a cell of torch does: one step."""
+
+    note: Note = staticmethod(as_it_is)
 
     def __init__(self, source: Any):
         super().__init__()
         self.kind = _kind(source)
-        self.note: Note = as_it_is
         for name, parameter in source._parameters.items():
             self.register_parameter(name, parameter)
         self.training = source.training
@@ -126,9 +131,9 @@ class Cell(nn.Module):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """(batch, channels) or (channels), and the state: (h, c) of an LSTM's, h of another."""
         state = None if hx is None else tuple(hx) if self.kind == "lstm" else (hx,)
-        fed = self.note("fed", None, F.linear(input, self.weight_ih, self.bias_ih))
-        rest = (self.weight_hh, self.bias_hh, None)
-        state = step(self.kind, fed, state, rest, lambda role, v: self.note(role, None, v))
+        ih, bias, *rest = (getattr(self, name) for name in OF_A_CELL)
+        fed = self.note("fed", None, F.linear(input, ih, bias))
+        state = step(self.kind, fed, state, [*rest, None], lambda role, v: self.note(role, None, v))
         return state if self.kind == "lstm" else state[0]
 
 
@@ -187,7 +192,9 @@ def step(
     back: Tensor | None = bias
     if state is not None:
         assert weight is not None
-        before = note("state", state[0].clone())  # what is fed back may be rounded, what is shown not
+        before = note(
+            "state", state[0].clone()
+        )  # what is fed back may be rounded, what is shown not
         back = note("fed_back", F.linear(before, weight, bias))
     if kind == "lstm":
         h, c = _lstm(fed, back, None if state is None else state[1], note)
@@ -229,6 +236,6 @@ def _gru(
 
 
 def _kind(source: Any) -> str:
-    """"lstm", "gru", or the function of a plain one."""
+    """ "lstm", "gru", or the function of a plain one."""
     name = type(source).__name__.lower().removesuffix("cell")
     return name if name in ("lstm", "gru") else str(source.nonlinearity)

@@ -149,9 +149,7 @@ class _InPieces(torch.autograd.Function):
         )
 
 
-def _fusible(
-    x: Tensor, scale: Tensor, zero: Tensor, qmin: int, qmax: int, residue: bool
-) -> Tensor:
+def _fusible(x: Tensor, scale: Tensor, zero: Tensor, qmin: int, qmax: int, residue: bool) -> Tensor:
     """The same values and gradients by operators that torch knows."""
     wide = x.to(torch.promote_types(x.dtype, scale.dtype))
     low, high = qmin - zero, qmax - zero

@@ -8,7 +8,7 @@ ranges are observed and when they stop moving.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -19,13 +19,7 @@ from gracile.core.method import Method, Options
 from gracile.core.plan import Bits, Decompose
 from gracile.errors import GracileError
 from gracile.graph.capture import capture
-from gracile.graph.decompose import (
-    ATTENTION,
-    RECURRENT,
-    decompose_edits,
-    decomposed,
-    refusal,
-)
+from gracile.graph.decompose import decomposed
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
@@ -37,6 +31,7 @@ from gracile.quantize.affine import (
     quantize,
     symmetric_params,
 )
+from gracile.quantize.apart import Which, note_whole, taken_apart
 from gracile.quantize.edges import with_edges
 from gracile.quantize.fake_quant.affine import affine
 from gracile.quantize.observers.base import Observer
@@ -87,6 +82,11 @@ class QuantizeOptions(Options):
         per_channel: one scale per output channel of a weight; default as the profile says.
         weight_observer: range of a weight, computed afresh from the weight whenever it is needed.
         profile: which runtime's kernels decide where quantizers go; `auto` is the session's target.
+        decompose: which attention and recurrent layers are taken apart into their operators, so
+            that their products run in integers: `auto` attention, true recurrent layers and cells
+            as well, false none, a selector those whose weights it means. Those of which no weight
+            is in `weights` stay whole. A recurrent layer then computes as many steps as the
+            example has, and no others.
         after: recipe entry whose decision this one replaces.
     """
 
@@ -103,7 +103,7 @@ class QuantizeOptions(Options):
         default_factory=lambda: kernel("observer", "min_max")
     )
     profile: str = "auto"
-    decompose: Literal["auto"] | bool | Selector = "auto"
+    decompose: Which = "auto"
     after: str | None = None
 
     @field_validator("observer", "weight_observer", check_fields=False)
@@ -238,6 +238,8 @@ class Quantizer(Method):
             placement = self._place(s)
             for name, why, reason in placement.skipped:
                 s.note(name, "precision", "float", reason, why, self.id)
+            if self.options.decompose == "auto":
+                note_whole(s, self.id)
         self.placement = placement
         for spec in placement.weights:
             self.grids[spec.address] = self._grid(spec)
@@ -432,21 +434,8 @@ class Quantizer(Method):
         return with_edges(placement, graph, o.edges_bits, self._weight_bits(o.edges_bits))
 
     def _apart(self, s: Any) -> list[Decompose]:
-        """Edits that take apart the layers whose weights lie inside, as `decompose` says."""
-        wanted, weights = self.options.decompose, self.options.weights
-        if wanted is False:
-            return []
-        nodes = s.graph.of_op(*(ATTENTION if wanted == "auto" else (*ATTENTION, *RECURRENT)))
-        for chosen in [x for x in (wanted, weights) if x not in (True, "auto", None)]:
-            names = s.tensors(chosen)
-            nodes = [n for n in nodes if {*n.params.values()} & {*names}]
-        able = []
-        for node in nodes:
-            if (why := refusal(s.graph, node)) is None:
-                able.append(node.id)
-            elif wanted != "auto":
-                s.warn("quantize.whole", f"'{node.id}' stays whole and in float: {why}.")
-        return decompose_edits(s.graph, able, self.id)
+        o = self.options
+        return taken_apart(s, o.decompose, o.weights, self.id)
 
     def _weight_bits(self, bits: int) -> int:
         """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""
