@@ -157,5 +157,5 @@ def test_a_packed_sequence_is_refused():
             packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
             return self.rnn(packed)[1]
 
-    with pytest.raises(UserError, match="packed sequence"):
+    with pytest.raises(UserError, match="no layer can be taken apart"):
         surgery.apply(Packed(), APART, example=torch.randn(2, 4, 3))

@@ -194,7 +194,7 @@ class _Known(fx.Proxy):
 class _Inliner(fx.proxy.GraphAppendingTracer):
     """Writes what a forward does into a graph that is there already."""
 
-    def __init__(self, module: SharedModule, at: str, known: Mapping[fx.Node, Any]):
+    def __init__(self, module: SharedModule, at: str, known: dict[fx.Node, Any]):
         super().__init__(module.graph)
         self.module, self.at, self.known = module, at, known
         self.made: list[fx.Node] = []
@@ -225,7 +225,7 @@ class _Inliner(fx.proxy.GraphAppendingTracer):
 
 
 def _inline(
-    module: SharedModule, call: fx.Node, ours: Any, edit: Decompose, known: Mapping[fx.Node, Any]
+    module: SharedModule, call: fx.Node, ours: Any, edit: Decompose, known: dict[fx.Node, Any]
 ) -> None:
     graph = module.graph
     tracer = _Inliner(module, edit.at, known)
@@ -246,7 +246,7 @@ def _inline(
             for attributes, names in held:
                 for name in names:
                     del attributes[name]
-    _hand_on(call, _mapped_proxies(out))
+    _hand_on(call, _mapped_proxies(out), known)
     graph.erase_node(call)
     _rename(module, tracer)
 
@@ -263,7 +263,7 @@ def _of_one_length(
     if not hasattr(ours, LENGTH):
         ours.add_module(LENGTH, Length(edit.steps, time, edit.at).train(ours.training))
     checked = tracer.create_node("call_module", path, (series,), {})
-    tracer.known = {**tracer.known, checked: (shape, kind)}
+    tracer.known[checked] = (shape, kind)
     rest = {k: v for k, v in call.kwargs.items() if k != "input"}
     return (checked, *call.args[1:]), rest
 
@@ -303,15 +303,17 @@ def _mapped_proxies(value: Any) -> Any:
     return tuple(_mapped_proxies(v) for v in value) if isinstance(value, tuple) else value
 
 
-def _hand_on(node: fx.Node, value: Any) -> None:
+def _hand_on(node: fx.Node, value: Any, known: dict[fx.Node, Any]) -> None:
     """Let all readers of a node read a value, which may be a tuple of nodes."""
     if isinstance(value, fx.Node):
+        if node in known:
+            known[value] = known[node]
         node.replace_all_uses_with(value)
         return
     for user in list(node.users):
         index = user.args[1] if user.target is operator.getitem else None
         if isinstance(index, int) and isinstance(value, tuple):
-            _hand_on(user, value[index])
+            _hand_on(user, value[index], known)
             user.graph.erase_node(user)
             continue
 
