@@ -135,7 +135,7 @@ def test_units_are_cut_before_and_after():
 
 
 @pytest.mark.parametrize(
-    "edit,message",
+    ("edit", "message"),
     [
         (Decompose(at="decoder"), "'decoder' is no recurrent or attention layer"),
         (Decompose(at="rnn", steps=9), "into 9 steps, and the example has 4; give an example of 9"),

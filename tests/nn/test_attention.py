@@ -117,5 +117,5 @@ def test_of_one_tensor_with_itself_in_one_product(options, call, monkeypatch):
         got = module(x, x, x, **call)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert [w is p for w, p in zip(products, [source.in_proj_weight, source.out_proj.weight] * 2)]
-    assert len(products) == 4
+    wanted = [source.in_proj_weight, source.out_proj.weight] * 2
+    assert all(w is p for w, p in zip(products, wanted, strict=True))

@@ -23,7 +23,7 @@ def same(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind,options", LAYERS)
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
 @given(
     sizes=st.tuples(*[st.integers(1, 4)] * 3),
     units=st.integers(3, 5),
@@ -45,7 +45,7 @@ def test_a_layer_computes_what_torchs_does(kind, options, sizes, units, layers, 
     same(Recurrent(source)(x, state), source(x, state))
 
 
-@pytest.mark.parametrize("kind,options", CELLS)
+@pytest.mark.parametrize(("kind", "options"), CELLS)
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_cell_computes_what_torchs_does(kind, options, batched, bias):

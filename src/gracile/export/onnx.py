@@ -469,7 +469,7 @@ def _bias_marks(edit: _Editor) -> None:
                 made[same] = [stored, edit.add_tensor(f"{stored}.scale", scale), zero]
             names = made[same]
             extra: dict[str, Any] = {} if scale.ndim == 0 else {"axis": 0}
-            out = f"{node.output[0]}.bias"
+            out = f"{node.output[0]}.bias.dequantized"
             edit.insert(node, helper.make_node("DequantizeLinear", names, [out], **extra))
             node.input[k] = out
         edit.remove(mark)

@@ -75,16 +75,27 @@ class Recurrent(nn.Module):
                 outputs, state = self._run(place, x, state, steps, time)
                 ways.append(outputs)
                 last.append(state)
-            each = ways[0] if len(ways) == 1 else [torch.cat(w, -1) for w in zip(*ways)]  # noqa: B905
+            each = (
+                ways[0]
+                if len(ways) == 1
+                else [self._joined(layer, t, w) for t, w in enumerate(zip(*ways, strict=True))]
+            )
             # Side by side, then in steps: OpenVINO 2026.4 moves a quantizer that directly follows a
             # concatenation of steps before it, and fails at the product with what that makes.
-            x = torch.cat(each, -1).unflatten(-1, (steps, -1))
+            x = self.note(f"l{layer}.side_by_side", None, torch.cat(each, -1))
+            x = x.unflatten(-1, (steps, -1))
             x = self.note(f"l{layer}.output", None, x)
             if self.dropout and layer + 1 < self.layers:
                 x = F.dropout(x, self.dropout, self.training)
-        ends = [torch.cat([s[k].unsqueeze(0) for s in last]) for k in range(len(last[0]))]
+        ends = [
+            self.note(f"last{k}", None, torch.cat([s[k].unsqueeze(0) for s in last]))
+            for k in range(len(last[0]))
+        ]
         x = x.transpose(0, 1) if turned else x
         return x, tuple(ends) if self.kind == "lstm" else ends[0]
+
+    def _joined(self, layer: int, t: int, ways: Sequence[Tensor]) -> Tensor:
+        return self.note(f"l{layer}.both_ways", t, torch.cat(list(ways), -1))
 
     def _of_layer(self, state: Tensor, number: int) -> Tensor:
         count = self.layers * (2 if self.both else 1)
@@ -110,7 +121,6 @@ class Recurrent(nn.Module):
             outputs[t] = state[0]
         assert state is not None
         return outputs, state
-
 
     def _note(self, place: str, t: int, role: str, x: Tensor) -> Tensor:
         return self.note(f"{place}.{role}", t, x)
