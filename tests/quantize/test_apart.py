@@ -11,6 +11,7 @@ from gracile.core.plan import Architecture
 from gracile.errors import PlanConflict
 from gracile.export.onnx import export_onnx
 from gracile.export.openvino import export_openvino
+from gracile.graph.capture import capture
 from gracile.models.word_lstm import word_lstm
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import loads
@@ -69,6 +70,22 @@ PTQ = "q: {quantize: ptq, decompose: DEC, when: {at: end}}"
 
 def ptq(model, x, decompose="auto", **options):
     return session(model, x, PTQ.replace("DEC", decompose), **options).finish()
+
+
+def ran(runtime, result, batch, folder):
+    """What a runtime computes of a batch."""
+    export = {"onnxruntime": export_onnx, "openvino": export_openvino}[runtime]
+    artifact = export(result.model, result.plan, result.tensors, batch, folder / "ran", {})
+    assert artifact.precision == ("mixed" if capture(result.model, batch).of_op("lstm") else "int8")
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        run = onnxruntime.InferenceSession(artifact.path)
+        return torch.from_numpy(run.run(None, {run.get_inputs()[0].name: batch.numpy()})[0])
+    import openvino
+
+    found = openvino.Core().compile_model(artifact.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(found(batch.numpy())[0])
 
 
 def bits(result, role):
@@ -162,31 +179,47 @@ def test_runtimes_compute_the_same(make, x, decompose, runtime, tmp_path):
     batch = x(8)
     result = ptq(make(), batch, decompose, profile=runtime)
     expected = result.model(batch).detach()
-    export = {"onnxruntime": export_onnx, "openvino": export_openvino}[runtime]
-    artifact = export(result.model, result.plan, result.tensors, batch, tmp_path / "m", {})
-    assert artifact.precision == "int8"
-    if runtime == "onnxruntime":
-        import onnxruntime
-
-        run = onnxruntime.InferenceSession(artifact.path)
-        got = run.run(None, {run.get_inputs()[0].name: batch.numpy()})[0]
-    else:
-        import openvino
-
-        found = openvino.Core().compile_model(
-            artifact.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        got = found(batch.numpy())[0]
+    got = ran(runtime, result, batch, tmp_path)
     # a step of rounding early in a series, or in front of attention, spreads
-    torch.testing.assert_close(
-        torch.from_numpy(got), expected, rtol=0, atol=0.03 * float(expected.abs().max())
-    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
 
 
 def test_a_whole_recurrent_layer_makes_the_artifact_mixed(tmp_path):
     result = ptq(words(), text(8))
     artifact = export_onnx(result.model, result.plan, result.tensors, text(8), tmp_path / "m", {})
     assert artifact.precision == "mixed"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("tied", "options"),
+    [
+        (True, "decompose: false"),
+        (False, 'weights: ["encoder.weight", "decoder.weight"]'),
+        (False, 'weights: ["encoder.weight", "decoder.weight"], per_channel: false'),
+        (False, 'weights: ["encoder.weight", "decoder.weight"], weight_symmetric: false, '
+         "per_channel: false"),
+    ],
+)  # fmt: skip
+def test_an_embedding_is_a_table_of_integers(tied, options, runtime, tmp_path):
+    pytest.importorskip(runtime)
+    torch.manual_seed(0)
+    model = word_lstm(num_classes=50, embedding=8, hidden=8, layers=1, tied=tied).eval()
+    x = torch.randint(50, (4, STEPS))
+    method = f"q: {{quantize: ptq, {options}, when: {{at: end}}}}"
+    result = session(model, x, method, profile=runtime).finish()
+    table = "encoder.weight" if not tied else next(iter(bits(result, "weight")))
+    scale = result.tensors[f"{table}.weight.scale"]
+    assert scale.numel() == (1 if "per_channel" in options else 50)
+    path = export_onnx(result.model, result.plan, result.tensors, x, tmp_path / "m", {}).path
+    import onnx
+
+    stored = {t.name: t.data_type for t in onnx.load(path).graph.initializer if 400 in [
+        int(torch.tensor(t.dims).prod())]}  # fmt: skip
+    assert len(stored) == 2
+    assert set(stored.values()) <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    got = ran(runtime, result, x, tmp_path)
+    torch.testing.assert_close(got, result.model(x).detach(), rtol=0, atol=2e-3)
 
 
 def test_saved_and_loaded(tmp_path):

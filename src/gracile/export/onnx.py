@@ -22,6 +22,7 @@ from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
 from gracile.export.direct import NotPlain, to_proto
+from gracile.export.integers import WeightGrid
 from gracile.export.prepare import BIAS, UNIT, WEIGHT, ActivationGrid, Prepared, described, prepare
 from gracile.registry import register
 
@@ -394,7 +395,13 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         grid, name = prepared.weights[address], mark.output[0]
         q = grid.q.numpy().astype(np.int8 if grid.signed else np.uint8)
         axis, last = grid.axis, mark
+        for table in [r for r in edit.readers(name) if r.op_type == "Gather"]:
+            if table.input[0] == name:
+                _integer_table(edit, table, address, grid, q)
         readers = edit.readers(name)
+        if not readers:
+            edit.remove(mark)
+            continue
         if len(readers) == 1 and readers[0].op_type == "Transpose" and q.ndim == 2:
             last, q = readers[0], q.T
             axis = None if axis is None else 1 - axis
@@ -410,6 +417,34 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         edit.insert(last, helper.make_node("DequantizeLinear", names, [out], **extra))
         edit.redirect(last.output[0], out)
         edit.remove(last)
+
+
+def _integer_table(edit: _Editor, node: Any, address: str, grid: WeightGrid, q: np.ndarray) -> None:
+    """Look integers up, and multiply them by the scale of their row, or of all rows."""
+    from onnx import TensorProto, helper
+
+    out, rows, which = node.output[0], f"{node.output[0]}.rows", node.input[1]
+    node.input[0], node.output[0] = edit.add_tensor(address, q), rows
+    stored = node.input[0]
+    scale, zero = grid.scale.numpy().astype(np.float32), grid.zero_point.numpy().astype(q.dtype)
+    if grid.axis is None:
+        names = [edit.add_tensor(f"{stored}.scale", scale)]
+        names += [edit.add_tensor(f"{stored}.zero_point", zero)]
+        new = [helper.make_node("DequantizeLinear", [rows, *names], [out])]
+    else:
+        levels = f"{out}.levels"
+        scales = edit.add_tensor(f"{stored}.scale", scale.reshape(-1, 1))
+        new = [
+            helper.make_node("Cast", [rows], [levels], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [scales, which], [f"{out}.scale"], axis=-2),
+        ]
+        if zero.any():  # the same of all rows, see `integers.weight_grids`
+            middle = edit.add_tensor(f"{stored}.zero_point", zero.reshape(-1)[0].astype(np.float32))
+            new.append(helper.make_node("Sub", [levels, middle], [f"{out}.centred"]))
+            levels = f"{out}.centred"
+        new.append(helper.make_node("Mul", [levels, f"{out}.scale"], [out]))
+    at = next(k for k, n in enumerate(edit.nodes) if n is node) + 1
+    edit.nodes[at:at] = new
 
 
 def _spread(edit: _Editor) -> None:

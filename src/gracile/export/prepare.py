@@ -25,6 +25,7 @@ from gracile.graph.instrument import SUFFIX
 from gracile.graph.normalize import call_key
 from gracile.nn.quantized import ActivationQuantizer
 
+MARKED = (*CONVS, *TRANSPOSED, nn.Linear, nn.Embedding)
 LINEAR = (F.linear, "aten.linear")
 UNIT, WEIGHT, BIAS = "unit:", "weight:", "bias:"
 # Operators with weights of their own that no quantizer reaches.
@@ -183,7 +184,7 @@ class Mark(nn.Module):
 
 
 class MarkedLayer(nn.Module):
-    """A convolution or linear layer that reads its weight (at `address`) and bias through marks."""
+    """A layer or table that reads its weight (at `address`) and bias through marks."""
 
     def __init__(self, layer: Any, address: str):
         super().__init__()
@@ -194,8 +195,11 @@ class MarkedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight = self.mark_weight(layer.weight)
-        bias = None if layer.bias is None else self.mark_bias(layer.bias)
         result: Tensor
+        if isinstance(layer, nn.Embedding):
+            result = F.embedding(x, weight)
+            return result
+        bias = None if layer.bias is None else self.mark_bias(layer.bias)
         if isinstance(layer, nn.Linear):
             result = F.linear(x, weight, bias)
         elif isinstance(layer, CONVS):
@@ -257,7 +261,7 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
     layers = dict(module.named_modules())
     for node in list(module.graph.nodes):
         target = str(node.target)
-        if node.op == "call_module" and type(layers[target]) in (*CONVS, *TRANSPOSED, nn.Linear):
+        if node.op == "call_module" and type(layers[target]) in MARKED:
             address = f"{target}.weight"
             if address in grids:
                 name = f"_marks.{address.replace('.', '___')}"

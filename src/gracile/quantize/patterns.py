@@ -126,6 +126,8 @@ class View:
 
     def _refusal(self, n: Node, allowed: set[int | str]) -> str | None:
         """None: computed in integers. "": nothing to say. Otherwise why it stays in float."""
+        if n.op == "embedding" and self.key(n.params.get("weight", "")) in allowed:
+            return ""  # a table in integers, of which rows are looked up
         if n.op in (*NO_COMPUTE, *TRANSPARENT_OPS) or n.id in self.fused or n.id in self.same:
             return ""
         if n.op not in self.profile.ops_integer:

@@ -157,6 +157,8 @@ def _weights(view: View, weights: Iterable[str]) -> tuple[dict[str, int | None],
         good = [n for n in users if n.id in integer and view.weight_of(n) is not None]
         if good:
             chosen[address] = _output_axis(good[0])
+        elif any(n.op == "embedding" for n in users):
+            chosen[address] = 0  # a scale for each row
         elif not users:
             skipped.append(Skipped(address, "is read by no operator of the captured graph"))
         else:
