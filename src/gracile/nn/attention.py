@@ -121,7 +121,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, tokens, heads * width) -> (batch, heads, tokens, width)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        apart: Tensor = x.unflatten(-1, (self.heads, -1))
+        return apart.transpose(1, 2)
 
     def _more_keys(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values of learned and zero tokens behind the others', and how many."""
