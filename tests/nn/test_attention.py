@@ -89,3 +89,33 @@ def test_fewer_widths_for_keys_than_for_values():
     x = torch.randn(5, 1, 8)
     assert attention(x, x, x)[0].shape == (5, 1, 8)
     assert attention.extra_repr() == "heads=2, qk_width=1, v_width=4"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bias": False, "dropout": 0.5}])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"need_weights": False},
+        {"attn_mask": CAUSAL, "is_causal": True, "need_weights": False},
+        {"key_padding_mask": PADDING, "average_attn_weights": False},
+    ],
+)
+def test_of_one_tensor_with_itself_in_one_product(options, call, monkeypatch):
+    source, attention = pair(**options)
+    spelled = Attention(attention, spelled=True)
+    for module in (source, attention, spelled):
+        module.eval()
+    x = torch.randn(2, 5, 8) if options.get("batch_first") else torch.randn(5, 2, 8)
+    expected = source(x, x, x, **call)
+    products = []
+    linear = nn.functional.linear
+    monkeypatch.setattr(
+        nn.functional, "linear", lambda x, w, b: (products.append(w), linear(x, w, b))[1]
+    )
+    for module in (attention, spelled):
+        got = module(x, x, x, **call)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    wanted = [source.in_proj_weight, source.out_proj.weight] * 2
+    assert all(w is p for w, p in zip(products, wanted, strict=True))

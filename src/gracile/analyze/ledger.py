@@ -224,9 +224,12 @@ def build(
     tensors = _split(
         {n: size for n, (size, _) in before.tensors.items()},
         {n: size for n, (size, _) in after.tensors.items()},
+        _regions(plan),
         plan,
     )
-    operators = _split(_macs(before.operators), _macs(after.operators), plan)
+    operators = _split(
+        _macs(before.operators), _macs(after.operators), [*_regions(plan), *_apart(plan)], plan
+    )
     return Ledger(
         (*(facts.tensor_row(p) for p in tensors), *(facts.operator_row(p) for p in operators))
     )
@@ -254,13 +257,14 @@ class _Region(NamedTuple):
         return name == self.path or name.startswith(self.path + ".")
 
 
-def _split(before: Mapping[str, int], after: Mapping[str, int], plan: Plan) -> list[_Part]:
+def _split(
+    before: Mapping[str, int], after: Mapping[str, int], regions: list[_Region], plan: Plan
+) -> list[_Part]:
     """Divide both models into parts with one fate each.
 
     The parts that are not `added` add up to `before`, those that are not gone to `after`. Every
     name has a part, if only an empty one.
     """
-    regions = _regions(plan)
     fresh: dict[_Region | None, list[str]] = {}
     for name in after:
         if name not in before:
@@ -329,6 +333,13 @@ def _regions(plan: Plan) -> list[_Region]:
     for e in plan.of_kind("replace"):
         out.append(_Region(e.at, "replaced", e.by, f"by {e.with_}"))
     return out
+
+
+def _apart(plan: Plan) -> list[_Region]:
+    """Layers of which the operators are others, and the tensors the same."""
+    return [
+        _Region(e.at, "replaced", e.by, "by its own operators") for e in plan.of_kind("decompose")
+    ]
 
 
 def _innermost(name: str, regions: list[_Region]) -> _Region | None:

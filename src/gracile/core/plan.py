@@ -17,7 +17,7 @@ from gracile.errors import PlanConflict, UserError
 Axis = tuple[str, int]  # address, dim
 FORMAT = 1
 KIND_ORDER = (
-    "add", "remove", "skip", "factorize", "replace", "exit", "mask", "share", "bits",
+    "add", "remove", "skip", "factorize", "replace", "decompose", "exit", "mask", "share", "bits",
 )  # fmt: skip
 
 
@@ -130,6 +130,27 @@ class Replace(_Edit):
         return (("module", self.at),)
 
 
+class Decompose(_Edit):
+    """Take a recurrent or attention layer apart into plain operators over the same parameters.
+
+    `steps` is how many steps of a recurrent layer are unrolled, None for a cell and for attention.
+    The network computes the same; what comes later may name the operators inside.
+    """
+
+    kind: Literal["decompose"] = "decompose"
+    at: str
+    steps: int | None = Field(default=None, ge=1)
+
+    @property
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        return (("module", self.at),)
+
+    @property
+    def group(self) -> tuple[Member, ...]:
+        """No index of a tensor moves."""
+        return ()
+
+
 class Exit(_Edit):
     """Attach an early exit behind a module."""
 
@@ -219,7 +240,7 @@ class Bits(_Edit):
 
 
 Edit = Annotated[
-    Add | Remove | Skip | Factorize | Replace | Exit | Mask | Share | Bits,
+    Add | Remove | Skip | Factorize | Replace | Decompose | Exit | Mask | Share | Bits,
     Field(discriminator="kind"),
 ]
 

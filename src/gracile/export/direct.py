@@ -24,6 +24,7 @@ DOMAIN = "gracile"  # of marks
 IR_VERSION = 10
 BATCHES = (2, 3)
 FLOAT = 1  # TensorProto.FLOAT
+INPUTS = {torch.float32: "FLOAT", torch.int64: "INT64"}
 Dims = tuple[int | None, ...]  # None: it depends on the batch
 
 
@@ -39,8 +40,9 @@ def to_proto(prepared: Prepared, example: Sequence[Tensor], opset: int) -> Any:
     """
     from onnx import TensorProto, helper
 
-    if any(x.dtype != torch.float32 for x in example):
-        raise NotPlain("an input that is not float32")
+    if any(x.dtype not in INPUTS for x in example):
+        raise NotPlain("an input that is neither float32 nor int64")
+    kinds = iter(INPUTS[x.dtype] for x in example)
     writer = Writer(prepared.module, _dims(prepared.module, example))
     inputs = []
     names = iter(name for name, _ in prepared.inputs)
@@ -48,7 +50,7 @@ def to_proto(prepared: Prepared, example: Sequence[Tensor], opset: int) -> Any:
         if node.op == "placeholder":
             name = next(names)
             writer.names[node] = name
-            inputs.append(_info(name, writer.dims[node]))
+            inputs.append(_info(name, writer.dims[node], next(kinds)))
         elif node.op == "output":
             returned = node.args[0]
         else:
@@ -283,6 +285,18 @@ def _linear(w: Writer, node: fx.Node, call: Call) -> Any:
     return product if bias is None else w.add("Add", [product, bias])
 
 
+def _embedding(w: Writer, node: fx.Node, call: Call) -> Any:
+    """Rows of a table; indices are int64 where they are inputs, and nothing else makes them."""
+    if node.op != "call_module" or call.args[0].op != "placeholder":
+        raise NotPlain("a look-up of numbers that are no input")
+    module: Any = w.module.get_submodule(str(node.target))
+    table = module.layer if isinstance(module, MarkedLayer) else module
+    if table.max_norm is not None:
+        raise NotPlain("an embedding that scales its rows")
+    x, weight, _ = _operands(w, node, call)
+    return w.add("Gather", [weight, x], axis=0)
+
+
 def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Any:
     own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
     if own or not {"running_mean", "running_var"} <= set(call.params):
@@ -468,6 +482,7 @@ EMIT: Mapping[str, Emit] = {
     "conv": _convolution("Conv"),
     "conv_transpose": _convolution("ConvTranspose"),
     "linear": _linear,
+    "embedding": _embedding,
     "matmul": _plain("MatMul"),
     "batch_norm": _batch_norm,
     "relu": _plain("Relu"),
@@ -563,12 +578,12 @@ def _product(dims: Dims) -> int:
     return known
 
 
-def _info(name: str, dims: Dims | None) -> Any:
+def _info(name: str, dims: Dims | None, kind: str = "FLOAT") -> Any:
     from onnx import TensorProto, helper
 
     if dims is None:
         raise NotPlain(f"'{name}' is no tensor")
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [_size(d) for d in dims])
+    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), [_size(d) for d in dims])
 
 
 def _size(dim: int | None) -> int | str:

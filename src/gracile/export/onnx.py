@@ -23,6 +23,7 @@ from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
 from gracile.export.direct import NotPlain, to_proto
+from gracile.export.integers import WeightGrid
 from gracile.export.prepare import (
     BIAS,
     DYNAMIC,
@@ -406,7 +407,13 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         grid, name = prepared.weights[address], mark.output[0]
         q = grid.q.numpy().astype(np.int8 if grid.signed else np.uint8)
         axis, last = grid.axis, mark
+        for table in [r for r in edit.readers(name) if r.op_type == "Gather"]:
+            if table.input[0] == name:
+                _integer_table(edit, table, address, grid, q)
         readers = edit.readers(name)
+        if not readers:
+            edit.remove(mark)
+            continue
         if len(readers) == 1 and readers[0].op_type == "Transpose" and q.ndim == 2:
             last, q = readers[0], q.T
             axis = None if axis is None else 1 - axis
@@ -422,6 +429,34 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         edit.insert(last, helper.make_node("DequantizeLinear", names, [out], **extra))
         edit.redirect(last.output[0], out)
         edit.remove(last)
+
+
+def _integer_table(edit: _Editor, node: Any, address: str, grid: WeightGrid, q: np.ndarray) -> None:
+    """Look integers up, and multiply them by the scale of their row, or of all rows."""
+    from onnx import TensorProto, helper
+
+    out, rows, which = node.output[0], f"{node.output[0]}.rows", node.input[1]
+    node.input[0], node.output[0] = edit.add_tensor(address, q), rows
+    stored = node.input[0]
+    scale, zero = grid.scale.numpy().astype(np.float32), grid.zero_point.numpy().astype(q.dtype)
+    if grid.axis is None:
+        names = [edit.add_tensor(f"{stored}.scale", scale)]
+        names += [edit.add_tensor(f"{stored}.zero_point", zero)]
+        new = [helper.make_node("DequantizeLinear", [rows, *names], [out])]
+    else:
+        levels = f"{out}.levels"
+        scales = edit.add_tensor(f"{stored}.scale", scale.reshape(-1, 1))
+        new = [
+            helper.make_node("Cast", [rows], [levels], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [scales, which], [f"{out}.scale"], axis=-2),
+        ]
+        if zero.any():  # the same of all rows, see `integers.weight_grids`
+            middle = edit.add_tensor(f"{stored}.zero_point", zero.reshape(-1)[0].astype(np.float32))
+            new.append(helper.make_node("Sub", [levels, middle], [f"{out}.centred"]))
+            levels = f"{out}.centred"
+        new.append(helper.make_node("Mul", [levels, f"{out}.scale"], [out]))
+    at = next(k for k, n in enumerate(edit.nodes) if n is node) + 1
+    edit.nodes[at:at] = new
 
 
 def _spread(edit: _Editor) -> None:
@@ -461,11 +496,12 @@ def _bias_marks(edit: _Editor) -> None:
     """Integer biases, 32 bits with scale s_input * s_weight, one for every reader."""
     from onnx import helper
 
+    made: dict[tuple[str, bytes], list[str]] = {}  # steps of one layer have one bias
     for mark, address in _marks(edit, BIAS):
         value = edit.constant(mark.input[0])
         if value is None:
             raise UserError(f"'{address}' has a bias that is computed in the forward.")
-        name = address.removesuffix("weight") + "bias"
+        name = _bias_name(address)
         for node in edit.readers(mark.output[0]):
             k = list(node.input).index(mark.output[0])
             found = _integer_bias(edit, node, value) if node.op_type in LAYER_OPS else None
@@ -473,14 +509,23 @@ def _bias_marks(edit: _Editor) -> None:
                 node.input[k] = edit.add_tensor(name, value)
                 continue
             q, scale = found
-            stored = edit.add_tensor(name, q)
-            zero = edit.add_tensor(f"{stored}.zero_point", np.zeros(scale.shape, np.int32))
-            names = [stored, edit.add_tensor(f"{stored}.scale", scale), zero]
+            same = address, scale.tobytes()
+            if same not in made:
+                stored = edit.add_tensor(name, q)
+                zero = edit.add_tensor(f"{stored}.zero_point", np.zeros(scale.shape, np.int32))
+                made[same] = [stored, edit.add_tensor(f"{stored}.scale", scale), zero]
+            names = made[same]
             extra: dict[str, Any] = {} if scale.ndim == 0 else {"axis": 0}
-            out = f"{stored}.dequantized"
+            out = f"{node.output[0]}.bias.dequantized"
             edit.insert(node, helper.make_node("DequantizeLinear", names, [out], **extra))
             node.input[k] = out
         edit.remove(mark)
+
+
+def _bias_name(address: str) -> str:
+    """What a bias is called that belongs to the weight at an address."""
+    path, _, name = address.rpartition(".")
+    return f"{path}.{name.replace('weight', 'bias')}".lstrip(".")
 
 
 def _integer_bias(

@@ -22,9 +22,12 @@ from gracile.graph.capture import capture
 from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
 from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
+from gracile.graph.normalize import call_key
 from gracile.nn.binary import Binarizer, Step
 from gracile.nn.quantized import ActivationQuantizer
 
+MARKED = (*CONVS, *TRANSPOSED, nn.Linear, nn.Embedding)
+LINEAR = (F.linear, "aten.linear")
 UNIT, WEIGHT, BIAS, DYNAMIC = "unit:", "weight:", "bias:", "dynamic:"
 # Operators with weights of their own that no quantizer reaches.
 FLOAT_LAYERS = (
@@ -193,7 +196,7 @@ class Mark(nn.Module):
 
 
 class MarkedLayer(nn.Module):
-    """A convolution or linear layer that reads its weight (at `address`) and bias through marks."""
+    """A layer or table that reads its weight (at `address`) and bias through marks."""
 
     def __init__(self, layer: Any, address: str):
         super().__init__()
@@ -204,8 +207,11 @@ class MarkedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight = self.mark_weight(layer.weight)
-        bias = None if layer.bias is None else self.mark_bias(layer.bias)
         result: Tensor
+        if isinstance(layer, nn.Embedding):
+            result = F.embedding(x, weight)
+            return result
+        bias = None if layer.bias is None else self.mark_bias(layer.bias)
         if isinstance(layer, nn.Linear):
             result = F.linear(x, weight, bias)
         elif isinstance(layer, CONVS):
@@ -288,7 +294,7 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
     layers = dict(module.named_modules())
     for node in list(module.graph.nodes):
         target = str(node.target)
-        if node.op == "call_module" and type(layers[target]) in (*CONVS, *TRANSPOSED, nn.Linear):
+        if node.op == "call_module" and type(layers[target]) in MARKED:
             address = f"{target}.weight"
             if address in grids:
                 name = f"_marks.{address.replace('.', '___')}"
@@ -302,7 +308,23 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
             with module.graph.inserting_after(node):
                 mark = module.graph.call_module(name, (node,))
             node.replace_all_uses_with(mark, delete_user_cb=lambda u, mark=mark: u is not mark)
+            for reader in list(mark.users):
+                _mark_bias(module, reader, target)
     module.delete_all_unused_submodules()
+
+
+def _mark_bias(module: fx.GraphModule, reader: fx.Node, address: str) -> None:
+    """Mark the bias of a functional linear layer whose weight lies on a grid."""
+    if call_key(reader) not in LINEAR or len(reader.all_input_nodes) < 3:
+        return
+    bias = reader.all_input_nodes[2]
+    if bias.op != "get_attr":
+        return
+    name = f"_marks.{bias.target.replace('.', '___')}"  # type: ignore[union-attr]
+    module.add_submodule(name, Mark(BIAS + address))
+    with module.graph.inserting_before(reader):
+        mark = module.graph.call_module(name, (bias,))
+    reader.replace_input_with(bias, mark)
 
 
 def _precision(

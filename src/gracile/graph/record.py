@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +17,7 @@ class Recorder(fx.Interpreter):
 
     Attributes:
         shapes: of each node's output; None where it is not one tensor.
+        dtypes: likewise.
         tensors: nodes whose output has tensors in it.
         result: what the graph returned.
     """
@@ -23,6 +25,7 @@ class Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
         self.shapes: dict[fx.Node, Shape | None] = {}
+        self.dtypes: dict[fx.Node, torch.dtype | None] = {}
         self.tensors: set[fx.Node] = set()
         self.result: Any = None
 
@@ -30,6 +33,7 @@ class Recorder(fx.Interpreter):
         """Run one node and note what it made."""
         out = super().run_node(n)
         self.shapes[n] = tuple(out.shape) if isinstance(out, Tensor) else None
+        self.dtypes[n] = out.dtype if isinstance(out, Tensor) else None
         if any(isinstance(v, Tensor) for v in pytree.tree_leaves(out)):
             self.tensors.add(n)
         return out

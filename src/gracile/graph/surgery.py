@@ -1,4 +1,7 @@
-"""The one place that changes shapes: cut channels and blocks out of a model, proven first."""
+"""The one place that changes shapes: cut channels and blocks out of a model, proven first.
+
+Taking layers apart changes no shape, but the graph, and goes the same way.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Member, Remove, Skip
+from gracile.core.plan import Decompose, Member, Remove, Skip
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
+from gracile.graph.decompose import decomposed, prove_decomposition
 from gracile.graph.dependency import ChannelGroup, channel_groups, follow, size_of
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
@@ -22,6 +26,7 @@ from gracile.graph.reproduce import smallest
 from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
+Structural = Remove | Skip | Decompose
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def prepared(model: nn.Module, example: Inputs, graph: Graph | None = None) -> n
 
 def apply(
     model: nn.Module,
-    edits: Sequence[Remove | Skip],
+    edits: Sequence[Structural],
     *,
     example: Inputs,
     optimizer: torch.optim.Optimizer | None = None,
@@ -176,7 +181,7 @@ def apply(
 
 def verified_apply(
     model: nn.Module,
-    edits: Sequence[Remove | Skip],
+    edits: Sequence[Structural],
     *,
     examples: Sequence[Inputs],
     optimizer: torch.optim.Optimizer | None = None,
@@ -223,22 +228,27 @@ def verified_apply(
     return ready, SurgeryReport(len(edits), before, after, proof)
 
 
-def _runs(edits: Sequence[Remove | Skip]) -> list[list[Remove | Skip]]:
+def _runs(edits: Sequence[Structural]) -> list[list[Structural]]:
     """Edits that follow each other and are of one kind."""
     for e in edits:
-        if not isinstance(e, (Remove, Skip)):
-            raise UserError(f"surgery makes 'remove' and 'skip' edits, not '{e.kind}'.")
+        if not isinstance(e, Structural):
+            raise UserError(
+                f"surgery makes 'remove', 'skip' and 'decompose' edits, not '{e.kind}'."
+            )
     return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
 
 
 def _proven(
     model: nn.Module,
-    run: Sequence[Remove | Skip],
+    run: Sequence[Structural],
     examples: Sequence[Inputs],
     graph: Graph,
     reproduce: bool,
 ) -> verify.Proof:
     removes = [e for e in run if isinstance(e, Remove)]
+    apart = [e for e in run if isinstance(e, Decompose)]
+    if apart:
+        return prove_decomposition(apart, examples, graph)
     if not removes:
         return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
     ready = prepared(model, examples[0], graph)
@@ -255,12 +265,14 @@ def _proven(
 
 def _cut_run(
     model: nn.Module,
-    run: Sequence[Remove | Skip],
+    run: Sequence[Structural],
     example: Inputs,
     graph: Graph,
     optimizer: torch.optim.Optimizer | None,
 ) -> nn.Module:
     removes = [e for e in run if isinstance(e, Remove)]
+    if apart := [e for e in run if isinstance(e, Decompose)]:
+        return decomposed(graph, apart, example)
     if not removes:
         skips = [e for e in run if isinstance(e, Skip)]
         return leave_out(model, skips, graph, optimizer=optimizer)

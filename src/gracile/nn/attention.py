@@ -1,5 +1,6 @@
 """Multi-head attention whose heads and widths are data: what `nn.MultiheadAttention` becomes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,12 +34,24 @@ class Attention(nn.Module):
     in_proj_bias: Tensor | None
     bias_k: Tensor | None
     bias_v: Tensor | None
+    heads: int
+    qk_width: int
+    v_width: int
+    scale: float
+    dropout: float
+    batch_first: bool
+    add_zero_attn: bool
+    out_proj: nn.Linear
 
-    def __init__(self, source: nn.MultiheadAttention):
+    def __init__(self, source: "nn.MultiheadAttention | Attention", *, spelled: bool = False):
         super().__init__()
-        self.heads = source.num_heads
-        self.qk_width = self.v_width = source.head_dim
-        self.scale = float(source.head_dim) ** -0.5
+        self.spelled = spelled
+        if isinstance(source, Attention):
+            self.heads, self.scale = source.heads, source.scale
+            self.qk_width, self.v_width = source.qk_width, source.v_width
+        else:
+            self.heads, self.scale = source.num_heads, float(source.head_dim) ** -0.5
+            self.qk_width = self.v_width = source.head_dim
         self.dropout, self.batch_first = source.dropout, source.batch_first
         self.add_zero_attn = source.add_zero_attn
         for name, parameter in source._parameters.items():
@@ -62,36 +75,45 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`, which trusts `is_causal` where nothing else masks."""
         batched = query.dim() == 3
-        x = [t if batched else t.unsqueeze(1 - self.batch_first) for t in (query, key, value)]
-        if not self.batch_first:
-            x = [t.transpose(0, 1) for t in x]
-        q, k, v = (self._heads(t) for t in self._projected(*x))
+        q = self._batch_first(query, batched)
+        k = q if key is query else self._batch_first(key, batched)
+        v = q if value is query else k if value is key else self._batch_first(value, batched)
+        q, k, v = (self._heads(t) for t in self._projected(q, k, v))
         k, v, more = self._more_keys(k, v)
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else self._mask(attn_mask, key_padding_mask, q, more)
         rate = self.dropout if self.training else 0.0
         weights = None
-        if need_weights:
+        if need_weights or self.spelled:
             scores = (q * self.scale) @ k.transpose(-2, -1)
+            mask = _causal(q, k) if causal else mask
             weights = (scores if mask is None else scores + mask).softmax(-1)
-            weights = F.dropout(weights, rate, self.training)
+            weights = F.dropout(weights, self.dropout, self.training) if self.dropout else weights
             out = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
         else:
             out = F.scaled_dot_product_attention(q, k, v, mask, rate, causal, scale=self.scale)
         out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         if not self.batch_first:
             out = out.transpose(0, 1)
-        return out if batched else out.squeeze(1 - self.batch_first), weights
+        out = out if batched else out.squeeze(1 - self.batch_first)
+        if not need_weights or weights is None:
+            return out, None
+        weights = weights.mean(1) if average_attn_weights else weights
+        return out, weights if batched else weights.squeeze(0)
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        qk, v = self.heads * self.qk_width, self.heads * self.v_width
+    def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
+        x = x if batched else x.unsqueeze(1 - self.batch_first)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
+        widths = [self.heads * w for w in (self.qk_width, self.qk_width, self.v_width)]
+        if self.in_proj_weight is not None and key is query and value is query:
+            return _parts(F.linear(query, self.in_proj_weight, self.in_proj_bias), widths, -1)
         bias: Any = [None] * 3
         if self.in_proj_bias is not None:
-            bias = self.in_proj_bias.split([qk, qk, v])
+            bias = _parts(self.in_proj_bias, widths, 0)
         if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.split([qk, qk, v])
+            weights: Any = _parts(self.in_proj_weight, widths, 0)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         inputs = (query, key, value)
@@ -99,7 +121,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, tokens, heads * width) -> (batch, heads, tokens, width)."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+        apart: Tensor = x.unflatten(-1, (self.heads, -1))
+        return apart.transpose(1, 2)
 
     def _more_keys(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values of learned and zero tokens behind the others', and how many."""
@@ -120,19 +143,27 @@ class Attention(nn.Module):
         """What is added to the scores: (batch or 1, heads or 1, queries, keys)."""
         both: Tensor | None = None
         if attn_mask is not None:
-            both = _added(attn_mask, q)
-            if both.dim() == 3:  # one for each sample and head
-                both = both.unflatten(0, (q.shape[0], self.heads))
-            else:
-                both = both[None, None]
+            both, each = _added(attn_mask, q), attn_mask.dim() == 3  # for each sample and head
+            both = both.unflatten(0, (-1, self.heads)) if each else both[None, None]
         if padding is not None:
-            keys = _added(padding, q).reshape(q.shape[0], 1, 1, -1)
+            keys = _added(padding, q).reshape(q.shape[0], 1, 1, -1)  # also of one without a batch
             both = keys if both is None else both + keys
         return both if both is None or not more else F.pad(both, (0, more))
 
     def extra_repr(self) -> str:
         """Heads and widths."""
         return f"heads={self.heads}, qk_width={self.qk_width}, v_width={self.v_width}"
+
+
+def _parts(x: Tensor, widths: Sequence[int], dim: int) -> list[Tensor]:
+    split = x.split(list(widths), dim)
+    return [split[k] for k in range(len(widths))]  # by number, so that a tracer can follow
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """Minus infinity for every key behind the query's place."""
+    square: Tensor = q.new_full((q.shape[-2], k.shape[-2]), float("-inf"))
+    return square.triu(1)
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gracile.core.method import Method
+from gracile.graph.graph import Graph
 from gracile.quantize.bits import BitMap, with_bits
 from gracile.quantize.placement import Placement, WeightSpec
 from gracile.quantize.precision import Precision, Search, positive, read_table
@@ -50,6 +51,10 @@ class Choosing(Method, ABC):
         """All quantizers, with the same bits everywhere."""
 
     @abstractmethod
+    def _graph(self, s: Any) -> Graph:
+        """The graph that quantizers are placed on."""
+
+    @abstractmethod
     def _place(self, s: Any) -> Placement:
         """All quantizers with the bits of each."""
 
@@ -85,7 +90,7 @@ class Choosing(Method, ABC):
         assert p is not None
         table = read_table(p.table, s.recipe.path) if p.table is not None else None
         fixed = self._fixed(s, placement)
-        return Search(p, with_bits(placement, fixed), s.graph, s.model, fixed, table)
+        return Search(p, with_bits(placement, fixed), self._graph(s), s.model, fixed, table)
 
     def _choose(self, s: Any) -> BitMap:
         """Bits within the limit that cost the loss least, of the network as it is now."""

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.core.method import Options
-from gracile.core.plan import Bits
+from gracile.core.plan import Bits, Decompose
 from gracile.errors import BindError, GracileError
+from gracile.graph.capture import capture
+from gracile.graph.decompose import decomposed
 from gracile.graph.dependency import canonical_addresses
-from gracile.graph.graph import Node
+from gracile.graph.graph import Graph, Node
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.affine import (
     Scale,
     Zero,
 )
+from gracile.quantize.apart import Which, note_whole, taken_apart
 from gracile.quantize.bits import BitMap, read_by, with_bits
 from gracile.quantize.choosing import Choosing
 from gracile.quantize.edges import edges
@@ -78,6 +81,11 @@ class QuantizeOptions(Options):
         per_channel: one scale per output channel of a weight; default as the profile says.
         weight_observer: range of a weight, computed afresh from the weight whenever it is needed.
         profile: which runtime's kernels decide where quantizers go; `auto` is the session's target.
+        decompose: which attention and recurrent layers are taken apart into their operators, so
+            that their products run in integers: `auto` attention, true recurrent layers and cells
+            as well, false none, a selector those whose weights it means. Those of which no weight
+            is in `weights` stay whole. A recurrent layer then computes as many steps as the
+            example has, and no others.
         after: recipe entry whose decision this one replaces.
     """
 
@@ -99,6 +107,7 @@ class QuantizeOptions(Options):
         default_factory=lambda: kernel("observer", "min_max")
     )
     profile: str = "auto"
+    decompose: Which = "auto"
     after: str | None = None
 
     @field_validator("observer", "weight_observer", check_fields=False)
@@ -200,6 +209,7 @@ class Quantizer(Choosing):
         self.grids: dict[str, WeightGrid] = {}
         self.quantizers: dict[str, ActivationQuantizer] = {}
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
+        self._seen: tuple[Graph, Graph] | None = None  # the session's graph, and taken apart
         self.norms: dict[str, Node] = {}  # weight -> the BatchNorm its grid has folded in
         self.floats: dict[str, str] = {}  # operators that were reverted -> why
         self.placed: Placed | None = None  # before any was
@@ -245,9 +255,13 @@ class Quantizer(Choosing):
     def lay(self, s: Any, placement: Placement | None = None) -> None:
         """Put overlays on the weights and quantizers (in mode "off") on the graph."""
         if placement is None:
+            if apart := self._apart(s):
+                s.apply(apart)
             self.choose_precision(s)
             placement = self._place(s)
             self._note(s, placement)
+            if getattr(self.options, "decompose", False) == "auto":
+                note_whole(s, self.id)
         self.placement = placement
         for spec in placement.weights:
             self.grids[spec.address] = self._grid(spec)
@@ -491,7 +505,7 @@ class Quantizer(Choosing):
         placement = with_bits(placement, bits, self._weight_bits)
         if not getattr(self.options, "fold_bn", False):
             return placement
-        self.norms = norms_behind(s.graph)
+        self.norms = norms_behind(self._graph(s))
         weights = (replace(w, axis=0) if w.address in self.norms else w for w in placement.weights)
         return replace(placement, weights=tuple(weights))
 
@@ -499,9 +513,9 @@ class Quantizer(Choosing):
         """Bits that the recipe gives single layers and activations."""
         o, fixed = self.options, BitMap()
         if o.edges_bits is not None:
-            fixed = edges(placement, s.graph, o.edges_bits)
+            fixed = edges(placement, self._graph(s), o.edges_bits)
         if o.overrides is not None:
-            reads = read_by(placement, s.graph, canonical_addresses(s.model))
+            reads = read_by(placement, self._graph(s), canonical_addresses(s.model))
             fixed = fixed | bits_of(o.overrides, s.tensors, placement, reads)
         return fixed
 
@@ -512,11 +526,11 @@ class Quantizer(Choosing):
     def _placed(self, s: Any) -> Placement:
         """All quantizers, with the same bits everywhere."""
         o = self.options
-        profile = self._profile(s)
+        profile, graph = self._profile(s), self._graph(s)
         if o.weights is not None:
             weights = s.tensors(o.weights)
         else:
-            readers = s.graph.of_op(*(op for op in WEIGHT_OPS if op in profile.ops_integer))
+            readers = graph.of_op(*(op for op in WEIGHT_OPS if op in profile.ops_integer))
             every = dict(s.model.named_parameters(remove_duplicate=False))  # tied names as well
             read = {id(every[a]) for n in readers if (a := n.params.get("weight")) in every}
             weights = [n for n, p in s.model.named_parameters() if id(p) in read]
@@ -524,7 +538,7 @@ class Quantizer(Choosing):
             stay = left_float(o.overrides, s.tensors)
             weights = [n for n in weights if n not in stay]
         return place(
-            s.graph,
+            graph,
             profile,
             weights=weights,
             activations=o.activations and self.static,
@@ -535,6 +549,19 @@ class Quantizer(Choosing):
             per_channel=o.per_channel,
             floats=self.floats,
         )
+
+    def _graph(self, s: Any) -> Graph:
+        """The session's graph as it will be: what is to be taken apart is."""
+        if self._seen is None or self._seen[0] is not s.graph:
+            graph: Graph = s.graph
+            if apart := self._apart(s):
+                graph = capture(decomposed(graph, apart, s.example), s.example, check=False)
+            self._seen = s.graph, graph
+        return self._seen[1]
+
+    def _apart(self, s: Any) -> list[Decompose]:
+        o = self.options
+        return taken_apart(s, getattr(o, "decompose", False), o.weights, self.id)
 
     def _weight_bits(self, bits: int) -> int:
         """Bits of weights, one less of 8 where sums of pairs must fit 16 bits."""

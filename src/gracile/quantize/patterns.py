@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from gracile.graph.decompose import PLACE
 from gracile.graph.graph import Graph, Node
 from gracile.quantize.profile import Profile
 
@@ -25,6 +26,9 @@ class View:
         nodes: id -> node, in order.
         inputs: id -> ids of the tensors (or tuples of tensors) it reads, quantizers looked through.
         readers: id -> nodes that read it.
+        transparent: ids of operators of which nothing is left in a runtime; not those that a
+            recurrent step is fed back through, which have a quantizer of their own.
+        place: ids of the parts of recurrent steps -> what they are in every step.
         same: ids of operators that only move values, so that output and inputs share a scale.
         tails: first node of a pattern -> its last one.
         integer: first nodes of the patterns that run in integers.
@@ -50,6 +54,14 @@ class View:
         for n in self.nodes.values():
             for i in dict.fromkeys(self.inputs[n.id]):
                 self.readers[i].append(n)
+        self.place = {
+            n.id: str(n.fx.meta[PLACE])
+            for n in self.nodes.values()
+            if n.fx is not None and PLACE in n.fx.meta
+        }
+        self.transparent = {
+            n.id for n in self.nodes.values() if n.op in TRANSPARENT_OPS and n.id not in self.place
+        }
         self.same = {n.id for n in self.nodes.values() if self._moves(n)}
         self.tails: dict[str, str] = {}  # anchor -> last node of its pattern
         self.fused: dict[str, str] = {}  # any other node of a pattern -> anchor
@@ -76,7 +88,7 @@ class View:
 
     def owner(self, id: str) -> str:
         """The node that computes this value: looks through identity and dropout."""
-        while self.nodes[id].op in TRANSPARENT_OPS and self.inputs[id]:
+        while id in self.transparent and self.inputs[id]:
             id = self.inputs[id][0]
         return id
 
@@ -105,7 +117,7 @@ class View:
         return id
 
     def _moves(self, n: Node) -> bool:
-        if n.op not in self.profile.ops_same_scale or n.op in TRANSPARENT_OPS:
+        if n.op not in self.profile.ops_same_scale or n.id in {*self.transparent, *self.place}:
             return False
         if n.op == "pad" and n.attrs.get("mode", "constant") == "constant":
             return n.attrs.get("value") in (None, 0)
@@ -118,7 +130,7 @@ class View:
         at = anchor
         while len(self.readers[at.id]) == 1:
             at = self.readers[at.id][0]
-            if at.op in TRANSPARENT_OPS:
+            if at.id in self.transparent:
                 members.append(at.id)
                 continue
             if at.op not in rest:
@@ -140,6 +152,8 @@ class View:
 
     def _refusal(self, n: Node, allowed: set[int | str]) -> str | None:
         """None: computed in integers. "": nothing to say. Otherwise why it stays in float."""
+        if n.op == "embedding" and self.key(n.params.get("weight", "")) in allowed:
+            return ""  # a table in integers, of which rows are looked up
         if n.op in (*NO_COMPUTE, *TRANSPARENT_OPS) or n.id in self.fused or n.id in self.same:
             return ""
         if n.id in self.floats:
@@ -149,6 +163,8 @@ class View:
             return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'" + (
                 f": {why}" if why else ""
             )
+        if n.id in self.place and n.op not in WEIGHT_OPS:
+            return "it is a part of a recurrent step, of which the products are in integers"
         if n.op in WEIGHT_OPS:
             address = self.weight_of(n)
             if address is None:
@@ -169,7 +185,7 @@ class View:
         return None
 
     def _root(self, id: str) -> str:
-        while (id in self.same or self.nodes[id].op in TRANSPARENT_OPS) and self.inputs[id]:
+        while (id in self.same or id in self.transparent) and self.inputs[id]:
             id = self.inputs[id][0]
         return id
 

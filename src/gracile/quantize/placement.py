@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from gracile.errors import BindError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS, View, never_negative
+from gracile.quantize.patterns import WEIGHT_OPS, View, never_negative
 from gracile.quantize.profile import Profile
 
 
@@ -179,6 +179,8 @@ def _weights(view: View, weights: Iterable[str]) -> tuple[dict[str, int | None],
         good = [n for n in users if n.id in integer and view.weight_of(n) is not None]
         if good:
             chosen[address] = _output_axis(good[0])
+        elif any(n.op == "embedding" for n in users):
+            chosen[address] = 0  # a scale for each row
         elif not users:
             skipped.append(Skipped(address, "is read by no operator of the captured graph"))
         else:
@@ -230,7 +232,7 @@ def _activations(
             )
         )
     for n in view.nodes.values():
-        if n.id in view.same and n.id not in need and n.op not in TRANSPARENT_OPS:
+        if n.id in view.same and n.id not in need and n.id not in view.transparent:
             view.why_float[n.id] = "what it moves is not quantized"
     return tuple(specs)
 
@@ -239,7 +241,8 @@ def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
-        if view.profile.quantize_results:
+        # a recurrent step goes on in float
+        if view.profile.quantize_results and n.id not in view.place:
             need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
     return need - view.summed
@@ -261,7 +264,7 @@ def _closed(view: View, need: set[str]) -> set[str]:
 def _only_returned(view: View, id: str) -> bool:
     return all(
         r.op == "output"
-        or ((r.id in view.same or r.op in TRANSPARENT_OPS) and _only_returned(view, r.id))
+        or ((r.id in view.same or r.id in view.transparent) and _only_returned(view, r.id))
         for r in view.readers[id]
     )
 
@@ -276,8 +279,9 @@ def _leaders(view: View, need: set[str]) -> dict[str, str]:
             id = leader[id]
         return id
 
-    for id in view.same:
-        ends = [id, *(view.owner(i) for i in view.inputs[id])]
+    together = [[id, *(view.owner(i) for i in view.inputs[id])] for id in view.same]
+    together += [[id for id in view.place if view.place[id] == p] for p in {*view.place.values()}]
+    for ends in together:
         roots = sorted({find(e) for e in ends if e in need}, key=order.__getitem__)
         for root in roots[1:]:
             leader[root] = roots[0]

@@ -28,7 +28,7 @@ from gracile.train.packing import packed as packed_tensors
 
 FORMAT = 1
 WEIGHTS, PACKED = "model.safetensors", "packed.safetensors"
-REPLAYED = ("add", "remove", "skip", "mask", "bits")  # kinds of edits
+REPLAYED = ("add", "remove", "skip", "decompose", "mask", "bits")  # kinds of edits
 REBUILT = (*REPLAYED, "share")  # masks, grids and codebooks are in the weights already
 _SKELETON = "gracile.skeleton"
 

@@ -203,6 +203,8 @@ def describe(edit: Any) -> str:
             return f"{m.at} dim {m.dim}: {old} -> {new}{more}"
         case "mask":
             return f"{edit.at}: {100 * edit.sparsity:.3g} % zeros"
+        case "decompose":
+            return f"{edit.at}: taken apart" + (f", {edit.steps} steps" if edit.steps else "")
         case "bits":
             when = ", range found at run time" if edit.dynamic else ""
             return f"{edit.role} {edit.at}: {'' if edit.signed else 'u'}int{edit.bits}{when}"

@@ -7,6 +7,7 @@ The idea is ours. What is exact, and what is not:
 - A `remove` edit undone: what is there in the run keeps its value, what comes back has the
   original's. Exact if nothing was trained; otherwise the two were not trained together. What comes
   back is masked and rounded like the rest of its tensor, with a scale of its own per channel.
+- A `decompose` edit undone: the layer is whole again; what is quantized inside goes with it.
 - A `skip` edit undone: the block has the original's values, as with `remove`.
 - Later edits take the same original channels (whole units) as before; this is proven as any cut is.
 """
@@ -67,6 +68,7 @@ def undo(run: Finished, steps: Sequence[str]) -> Undone:
     original = run.original()
     plan = without(run.plan, drop, units_of(original, run.example))
     _check_masks(dropped, plan)
+    _check_apart(dropped, plan)
 
     present = {
         name: _present(run, name, plan, dropped)
@@ -114,6 +116,17 @@ def _check_masks(dropped: Iterable[Any], plan: Plan) -> None:
             raise UserError(
                 f"edit {e.id}: the masks of '{e.by}' and '{left[e.key].by}' on '{e.at}' are stored "
                 "as one, where both keep; undo both."
+            )
+
+
+def _check_apart(dropped: Iterable[Any], plan: Plan) -> None:
+    for e in dropped:
+        home = f"{e.at}." if e.kind == "decompose" else None
+        inside = [b for b in plan.of_kind("bits") if home and b.at.startswith(home)]
+        if inside:
+            raise UserError(
+                f"edit {e.id}: operators of '{e.at}' are quantized, '{inside[0].at}' the first; "
+                f"undo all of '{inside[0].by}'."
             )
 
 

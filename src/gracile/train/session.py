@@ -35,7 +35,16 @@ from gracile.analyze.ledger import build as build_ledger
 from gracile.core.address import Selector, select
 from gracile.core.method import Method
 from gracile.core.overlay import Overlays
-from gracile.core.plan import Architecture, Mask, Plan, Remove, Skip, check_conflicts, in_order
+from gracile.core.plan import (
+    Architecture,
+    Decompose,
+    Mask,
+    Plan,
+    Remove,
+    Skip,
+    check_conflicts,
+    in_order,
+)
 from gracile.core.result import Result
 from gracile.core.schedule import Calendar, Instant
 from gracile.core.state import derive_seed
@@ -447,7 +456,7 @@ class Session(Trying):
             VerificationError: the cut would change what the model computes; nothing was changed.
         """
         edits = in_order(edits)
-        other = [e for e in edits if not isinstance(e, (Remove, Skip))]
+        other = [e for e in edits if not isinstance(e, (Remove, Skip, Decompose))]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
         quantized = any(isinstance(m, ActivationQuantizer) for m in self.model.modules())

@@ -79,7 +79,7 @@ _UNARY: Mapping[str, tuple[Sequence[type | str], Sequence[Any], Sequence[str]]] 
         ("p", "training", "inplace"),
     ),
     "identity": (
-        (nn.Identity,),
+        (nn.Identity, "gracile.nn.recurrent.Length"),
         ("contiguous", "clone", "detach", "float", "alias", "lift_fresh_copy"),
         ("memory_format",),
     ),
