@@ -13,6 +13,7 @@ from gracile.export.direct import EMIT, NotPlain, to_proto
 from gracile.export.onnx import OPSET, to_onnx
 from gracile.export.prepare import prepare
 from gracile.models.spec import resolve
+from gracile.nn.binary import Step
 from gracile.nn.shortcut import ChannelPad
 
 
@@ -126,6 +127,10 @@ CASES = {  # operator -> [(module, shape of one sample)]
         (nn.Sequential(ChannelPad(4, front=1, back=3, stride=2)), IMAGE),
         (nn.Sequential(ChannelPad(4, back=1)), IMAGE),
         (nn.Sequential(scattered()), IMAGE),
+    ],
+    "step": [
+        (nn.Sequential(Step(torch.tensor(2.0), torch.zeros(4))), IMAGE),
+        (nn.Sequential(Step(torch.tensor(2.0), torch.zeros(8), -1)), (3, 8)),
     ],
 }
 REFUSED = {
