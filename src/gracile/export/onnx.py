@@ -543,9 +543,9 @@ def _matrix(edit: _Editor, node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if node.op_type not in ("Gemm", "MatMul"):
         return None
     made = edit.producer(node.input[1])
-    turned = made is not None and made.op_type == "Transpose"
-    if turned:
-        made = edit.producer(made.input[0])
+    turned = False
+    if made is not None and made.op_type == "Transpose":
+        made, turned = edit.producer(made.input[0]), True
     if made is None or made.op_type != "DequantizeLinear":
         return None
     q, scale, zero = (edit.constant(name) for name in made.input)

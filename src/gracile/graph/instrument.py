@@ -55,16 +55,10 @@ def instrument(
         module.add_submodule(name, inserted)
         _insert(new, places[id], name, id)
     for id, inserted in before.items():
-        place = id + READ
         _refuse_before(graph, places, id)
-        name = f"{HOME}.{place.replace('.', '___')}"
+        name = f"{HOME}.{(id + READ).replace('.', '___')}"
         module.add_submodule(name, inserted)
-        node = places[id]
-        source = node.all_input_nodes[0]
-        with new.inserting_before(node):
-            call = new.call_module(name, (source,))
-        call.meta.update(id=place + SUFFIX, op="quantize")
-        node.replace_input_with(source, call)
+        _insert_before(new, places[id], name, id)
     new.lint()
     module.recompile()
     return module
@@ -97,3 +91,11 @@ def _insert(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:
         inserted = new.call_module(target, (node,))
     inserted.meta.update(id=id + SUFFIX, op="quantize")
     node.replace_all_uses_with(inserted, delete_user_cb=lambda user: user is not inserted)
+
+
+def _insert_before(new: fx.Graph, node: fx.Node, target: str, id: str) -> None:
+    read = node.all_input_nodes[0]
+    with new.inserting_before(node):
+        inserted = new.call_module(target, (read,))
+    inserted.meta.update(id=id + READ + SUFFIX, op="quantize")
+    node.replace_input_with(read, inserted)
