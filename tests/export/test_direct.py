@@ -58,6 +58,7 @@ CASES = {  # operator -> [(module, shape of one sample)]
         (nn.Linear(8, 5, bias=False), (3, 8)),
     ],
     "matmul": [(Call(lambda x: x @ x.transpose(1, 2)), (3, 5))],
+    "embedding": [(nn.Sequential(nn.Embedding(7, 3)), (5,))],
     "batch_norm": [
         (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), IMAGE),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, affine=False)), IMAGE),
@@ -149,13 +150,21 @@ REFUSED = {
     "adaptive": (nn.AdaptiveAvgPool2d(4), IMAGE),
     "always on": (Call(lambda x: F.dropout(x, 0.0, True)), IMAGE),
     "written into": (Call(lambda x: (y := x * 2, y.add_(1), y * y)[2]), IMAGE),
+    "scaled rows": (nn.Sequential(nn.Embedding(7, 3, max_norm=1.0)), (5,)),
     "indices": (Call(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), IMAGE),
 }
 
 
+def batch_of(module, n, shape):
+    """Noise, or numbers of rows for a table."""
+    if any(isinstance(m, nn.Embedding) for m in module.modules()):
+        return torch.randint(7, (n, *shape))
+    return torch.randn(n, *shape)
+
+
 def direct(module, shape):
     module = module.eval()
-    example = torch.randn(2, *shape)
+    example = batch_of(module, 2, shape)
     prepared = prepare(module, EMPTY, {}, example)
     return to_proto(prepared, (example,), OPSET)
 
@@ -174,10 +183,10 @@ def test_the_file_computes_what_the_module_does_at_any_batch_size(op, k, monkeyp
         if p.is_floating_point():
             p.data.uniform_(0.2, 1.0)
     module.eval()
-    _, proto = to_onnx(module, EMPTY, {}, torch.randn(2, *shape))
+    _, proto = to_onnx(module, EMPTY, {}, batch_of(module, 2, shape))
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     for batch in (1, 2, 5):
-        x = torch.randn(batch, *shape)
+        x = batch_of(module, batch, shape)
         with torch.no_grad():
             expected = module(x.clone()).numpy()
         (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
