@@ -71,7 +71,7 @@ SEEDS = (0, 1, 2)
 # Seeds 1 and 2: of the referees and of the methods that were best with seed 0.
 REPEATED = {
     "half of the MACs": (
-*REFEREES, "greedy", "Taylor, distillation", "Taylor in steps", "L1, layer by layer",
+        *REFEREES, "greedy", "Taylor, distillation", "Taylor in steps", "L1, layer by layer",
     ),
     "85 % of the weights": (
         "random", "AGP, LAMP, distillation", "LAMP, reconstruction", "AGP, LAMP", "LAMP, global",
