@@ -10,6 +10,7 @@ from gracile.core.plan import (
     Add,
     Architecture,
     Bits,
+    Decompose,
     Exit,
     Factorize,
     Mask,
@@ -42,6 +43,7 @@ EDITS = [
     Skip(block="layer1.1"),
     Factorize(at="fc", scheme="svd", ranks=(3, 4)),
     Replace.model_validate({"at": "act", "with": "relu", "args": {"inplace": False}}),
+    Decompose(at="rnn", steps=5),
     Exit(after="layer2", head="linear", threshold=0.5),
     Mask(at="a", key="a.mask", sparsity=0.25),
     Share(at="a", key="a.codes", levels=16),
@@ -224,7 +226,7 @@ def test_what_does_not_conflict():
 
 
 @pytest.mark.parametrize(
-    "edit", [EDITS[2], EDITS[3], EDITS[4], EDITS[5], EDITS[7]], ids=lambda e: e.kind
+    "edit", [EDITS[2], EDITS[3], EDITS[4], EDITS[5], EDITS[6], EDITS[8]], ids=lambda e: e.kind
 )
 def test_other_decisions_on_one_place_conflict(edit):
     pair = [edit.model_copy(update={"by": by}) for by in ("one", "two")]

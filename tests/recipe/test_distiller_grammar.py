@@ -277,7 +277,7 @@ def test_a_damaged_schedule_becomes_a_recipe_or_is_refused_by_its_line(text):
 
 
 def test_the_undamaged_one_becomes_a_recipe():
-    assert len(converted(LONG)[0]["methods"]) == 13
+    assert len(converted(LONG)[0]["methods"]) == 12
 
 
 # ------------------------------------------------------------------ names

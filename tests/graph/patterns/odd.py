@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gracile.nn.binary import Step
 from gracile.nn.quantized import ActivationQuantizer
 from patterns.base import pattern
 
@@ -164,6 +165,16 @@ class EveryReduction(_Around):  # over the pixels of each channel
         y = F.log_softmax(x.flatten(2), 2).unflatten(2, (4, 4))
         lows = torch.amin(x, (2, 3), keepdim=True) + x.amax(dim=(2, 3), keepdim=True)
         return y + lows + x.sum((2, 3), True) + x.var((2, 3), keepdim=True) + x.std(3, keepdim=True)
+
+
+@pattern(SQUARE, free={"a.weight": (4, CONV + 3)})
+class Stepped(_Around):  # one bit, as it is written out
+    def __init__(self):
+        super().__init__()
+        self.q = Step(torch.tensor(2.0), torch.tensor([0.1]))
+
+    def between(self, x):
+        return self.q(x)
 
 
 @pattern(SQUARE, free={"a.weight": (4, CONV + 3)})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gracile.core import method as core
 from gracile.core.schedule import When
+from gracile.distribute.collective import broadcast_
 from gracile.errors import BindError, GracileError, VerificationError
 from gracile.graph.capture import as_inputs
 from gracile.graph.scaling import Reader, ScaleGroup, Writer, by_channels, scale_groups
@@ -76,6 +77,8 @@ class Equalize(core.Method):
             raise
         for g in groups if self.options.absorb else ():
             weights.absorb(g)
+        for value in s.model.state_dict().values():
+            broadcast_(value)  # ranks go on with the same network, to the last bit
         if refused:
             s.warn(
                 "equalize.left",
