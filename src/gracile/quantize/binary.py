@@ -57,10 +57,8 @@ class BinaryGrid(WeightGrid):
         super().__init__(spec, None)  # type: ignore[arg-type]  # nothing is observed
         self.gradient = gradient
 
-    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept scale, else mean |w|; zero point 0."""
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
+    def fresh(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean |w|; zero point 0."""
         scale = magnitude(weight.detach(), self.spec.axis)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 

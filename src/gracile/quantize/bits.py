@@ -56,7 +56,7 @@ def with_bits(
 
 def leaders(placement: Placement) -> dict[str, str]:
     """Quantized activation -> the one whose scale, and so whose bits, it has."""
-    return {a.id: a.shares_scale_with or a.id for a in placement.activations}
+    return {a.id: a.leader for a in placement.activations}
 
 
 def read_by(

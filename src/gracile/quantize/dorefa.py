@@ -69,10 +69,8 @@ class DorefaGrid(WeightGrid):
         self.bits = spec.bits - 1 if odd else spec.bits
         self.odd = odd
 
-    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def fresh(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """1 / (largest integer); of one bit the mean magnitude, until it is kept."""
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
         fixed = torch.tensor(1 / self.qmax, device=weight.device)
         scale = weight.detach().abs().mean().clamp(min=TINY) if self.bits == 1 else fixed
         return scale, torch.zeros_like(scale, dtype=torch.int32)

@@ -317,7 +317,7 @@ class Quantizer(Choosing):
         assert self.placement is not None
         groups: dict[str, list[ActivationSpec]] = {}
         for a in self.placement.activations:
-            groups.setdefault(a.shares_scale_with or a.id, []).append(a)
+            groups.setdefault(a.leader, []).append(a)
         return groups
 
     def revert(self, s: Any, floats: Mapping[str, str]) -> None:

@@ -60,6 +60,10 @@ class WeightGrid:
         """Scale and zero point: the kept ones, else those of this weight."""
         if self.scale is not None and self.zero_point is not None:
             return self.scale, self.zero_point
+        return self.fresh(weight)
+
+    def fresh(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of this weight, whatever is kept."""
         observer = observer_for(self.spec, self.make_observer)
         observer.observe(weight.detach())
         return self.make_params(*observer.range(), self.spec)
@@ -105,10 +109,8 @@ class FoldedGrid(WeightGrid):
         super().__init__(spec, make_observer, make_params)
         self.factor = factor
 
-    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point per channel: the kept ones, else those of this weight."""
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
+    def fresh(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point per channel."""
         f = self.factor().abs()
         f = torch.where(f > 0, f, torch.ones_like(f))
         whole = replace(self.spec, axis=None)

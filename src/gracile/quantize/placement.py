@@ -51,6 +51,11 @@ class ActivationSpec:
     shares_scale_with: str | None
     observed: bool
 
+    @property
+    def leader(self) -> str:
+        """Id of the node whose scale it has: another's, or its own."""
+        return self.shares_scale_with or self.id
+
 
 class Skipped(NamedTuple):
     """An operator or weight that stays in float; `reason` is one of the ledger's."""

@@ -42,10 +42,8 @@ class SawbGrid(DorefaGrid):
     The gradient goes straight through, also where the weight is clipped.
     """
 
-    def params(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept scale, else end / (largest integer); zero point 0."""
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
+    def fresh(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """End / (largest integer); zero point 0."""
         scale = best_end(weight.detach().float(), self.bits, self.odd) / self.qmax
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 

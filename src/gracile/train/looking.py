@@ -214,13 +214,9 @@ class Looking:
         Raises:
             BindError: there is no labelled calibration data, or no loss (see `Session`).
         """
-        loss = self.loss_of
-        if loss is None:
-            raise BindError(
-                f"'{m.id}' ranks by gradients before any were made in training: give "
-                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
-                "calibration batches, or let it fire later."
-            )
+        loss = self._loss(
+            m, "ranks by gradients before any were made in training", ", or let it fire later"
+        )
         with self._evaluating(m), own_gradients(self.model), torch.enable_grad():
             for x, y in self._labelled(m):
                 self.model.zero_grad()
@@ -240,18 +236,22 @@ class Looking:
         Raises:
             BindError: there is no labelled calibration data, or no loss (see `Session`).
         """
-        loss = self.loss_of
-        if loss is None:
-            raise BindError(
-                f"'{m.id}' wants derivatives of the loss: give "
-                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
-                "calibration batches."
-            )
+        loss = self._loss(m, "wants derivatives of the loss")
         with self._evaluating(m), torch.enable_grad():
             for x, y in self._labelled(m):
                 size = at_a_time or len(y)
                 for *inputs, labels in zip(*(t.split(size) for t in (*x, y)), strict=True):
                     yield loss(self.model(*inputs), labels), len(labels)
+
+    def _loss(self, m: Method, does: str, instead: str = "") -> Callable[[Any, Tensor], Tensor]:
+        """The session's loss; without one, refuse what `m` does, with what else can be done."""
+        if self.loss_of is None:
+            raise BindError(
+                f"'{m.id}' {does}: give "
+                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
+                f"calibration batches{instead}."
+            )
+        return self.loss_of
 
     def _labelled(self, m: Method) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         for x, y in batches(self.calibration, self.device):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from gracile.core.method import Method
 from gracile.core.plan import Remove
 from gracile.distribute.collective import all_reduce_sum_, average_gradients, world_size
-from gracile.errors import BindError
 from gracile.graph import surgery
 from gracile.graph.dependency import follow
 from gracile.graph.fork import branch_points, forked
@@ -159,13 +158,7 @@ class Trying(Looking):
         Raises:
             BindError: the session has none.
         """
-        if self.loss_of is None:
-            raise BindError(
-                f"'{m.id}' compares losses on calibration data: give "
-                "Session(..., loss_of=torch.nn.functional.cross_entropy) and labelled "
-                "calibration batches."
-            )
-        return self.loss_of
+        return self._loss(m, "compares losses on calibration data")
 
     def _touched(self, edits: Iterable[Remove]) -> list[nn.Parameter]:
         named = dict(self.model.named_parameters(remove_duplicate=False))
