@@ -215,7 +215,8 @@ TITLES = (
 def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     """Markdown: one row for each method, the best first; a mean where there are several seeds.
 
-    Times are those of seed 0, with the baseline's own in the same rounds behind "of".
+    Times are those of the seed with the median ratio, with the baseline's own in the same rounds
+    behind "of".
     """
     rows: dict[str, dict[str, list[Record]]] = {}
     for r in sorted(records, key=lambda r: r.seed or 0):
@@ -225,7 +226,9 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     for name, row in sorted(means.items(), key=lambda item: -item[1]["top1"]):
         top1 = [r.value for r in rows[name]["top1"]]
         spread = f"{len(top1)}, ± {stdev(top1):.2f}" if len(top1) > 1 else "1"
-        time, ratio = (rows[name][m][0] for m in ("latency_ms", "speedup"))
+        ratios = sorted(rows[name]["speedup"], key=lambda r: r.value)
+        ratio = ratios[(len(ratios) - 1) // 2]
+        time = next(r for r in rows[name]["latency_ms"] if r.seed == ratio.seed)
         known = row["top1_cut"] == row["top1_cut"] and at_once(EVERY.get(name, {}))
         lines.append(
             f"| {name} | {row['top1']:.2f} | {spread} | "

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import gracile
 from gracile.export.constants import fold_written
@@ -52,8 +53,19 @@ class Written(nn.Module):
         return x + (mask - 1)
 
 
+class ReadTwice(nn.Module):
+    """A layer's weight that the forward reads, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(F.linear(self.up(x).relu(), self.up.weight).relu())
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("net", [Reordered, Scaled, Written])
+@pytest.mark.parametrize("net", [Reordered, Scaled, Written, ReadTwice])
 def test_artifacts_compute_what_the_model_computes(net, runtime, tmp_path):
     torch.manual_seed(0)
     model = net().eval()

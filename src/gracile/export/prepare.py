@@ -303,7 +303,7 @@ def _mark_weights(module: fx.GraphModule, grids: Mapping[str, WeightGrid]) -> No
                     module.add_submodule(name, layers[name])
                 node.target = name
         elif node.op == "get_attr" and target in grids:
-            name = f"_marks.{target.replace('.', '___')}"
+            name = f"_marks.read___{target.replace('.', '___')}"
             module.add_submodule(name, Mark(WEIGHT + target))
             with module.graph.inserting_after(node):
                 mark = module.graph.call_module(name, (node,))

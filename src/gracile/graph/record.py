@@ -71,6 +71,21 @@ def recorded(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Recorder:
     return recorder
 
 
+def _on_meta(module: nn.Module) -> dict[str, Tensor]:
+    """Name -> the tensor on the meta device, one for each name in each module object.
+
+    A module that stands in two places comes once: `functional_call` restores in the order in which
+    it exchanged, and would leave such a module with what it was given.
+    """
+    tied: dict[int, Tensor] = {}
+    return {
+        f"{at}.{name}".lstrip("."): tied.setdefault(id(t), t.to("meta"))
+        for at, m in module.named_modules()
+        for tensors in (m.named_parameters(recurse=False), m.named_buffers(recurse=False))
+        for name, t in tensors
+    }
+
+
 def sized(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Recorder:
     """Shapes without values: everything on the meta device, or a run where that does not work.
 
@@ -78,10 +93,9 @@ def sized(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Recorder:
     """
     recorder = _WithoutValues(module)
     run = _Run(recorder)
-    tensors = [*run.named_parameters(), *run.named_buffers()]
     try:
-        meta = {name: t.to("meta") for name, t in tensors}
-        functional_call(run, meta, tuple(x.to("meta") for x in inputs))
+        meta = tuple(x.to("meta") for x in inputs)
+        functional_call(run, _on_meta(run), meta, tie_weights=False)
     except Exception:  # an operator that needs values, or makes tensors on a device of its own
         return recorded(module, inputs)
     return recorder
