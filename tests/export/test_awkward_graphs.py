@@ -64,8 +64,19 @@ class ReadTwice(nn.Module):
         return self.head(F.linear(self.up(x).relu(), self.up.weight).relu())
 
 
+class Optional(nn.Module):
+    """Arguments beyond the inputs, which keep their defaults."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x, approximate="tanh", factor=2.0):
+        return F.gelu(self.a(x), approximate=approximate) * factor
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("net", [Reordered, Scaled, Written, ReadTwice])
+@pytest.mark.parametrize("net", [Reordered, Scaled, Written, ReadTwice, Optional])
 def test_artifacts_compute_what_the_model_computes(net, runtime, tmp_path):
     torch.manual_seed(0)
     model = net().eval()

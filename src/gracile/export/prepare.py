@@ -95,7 +95,9 @@ def prepare(
         )
     activations = activation_grids(graph)
     before = {n: p.detach() for n, p in graph.module.named_parameters(remove_duplicate=False)}
+    inputs = example_inputs(graph, example)
     fold = fold_batchnorm(graph.module)
+    _without_optional(fold.module, len(inputs))
     layers = dict(fold.module.named_modules())
     scaled = {
         address: (factor, channel_axis(layers[address.removesuffix(".weight")]))
@@ -122,7 +124,7 @@ def prepare(
         weights=weights.grids,
         floats=weights.floats,
         precision=_precision(graph, activations, weights.grids),
-        inputs=example_inputs(graph, example),
+        inputs=inputs,
     )
 
 
@@ -228,6 +230,16 @@ def _quantizer(module: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | N
         return None
     called = module.get_submodule(str(node.target))
     return called if isinstance(called, ActivationQuantizer) else None
+
+
+def _without_optional(module: fx.GraphModule, given: int) -> None:
+    """Arguments of the forward beyond the inputs become the constants that they are by default."""
+    optional = module.graph.find_nodes(op="placeholder")[given:]
+    default = {node: node.args[0] for node in optional}
+    for node in {user for o in optional for user in o.users}:
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: default.get(n, n))
+    for node in optional:
+        module.graph.erase_node(node)
 
 
 def _run_in_place_nowhere(module: fx.GraphModule) -> None:
