@@ -164,3 +164,10 @@ def test_it_needs_validation_data_and_a_quantizer():
         session("keep: {recover: accuracy, max_drop: 1}")
     with pytest.raises(GracileError, match="put it behind the quantizer"):
         session(f"keep: {{recover: accuracy, max_drop: 1}}\n{PTQ}").finish()
+
+
+def test_biases_are_corrected_behind_it():
+    bias, keep = "bias: {recover: bias}", "keep: {recover: accuracy, max_drop: 1}"
+    session(f"{PTQ}\n{keep}\n{bias}")
+    with pytest.raises(BindError, match="write 'keep' before it"):
+        session(f"{PTQ}\n{bias}\n{keep}")

@@ -17,6 +17,7 @@ from gracile.core.schedule import When
 from gracile.errors import BindError, GracileError
 from gracile.quantize.engine import Quantizer
 from gracile.quantize.methods.ptq import Ptq
+from gracile.recover.methods.bias import BiasCorrection
 
 
 class AccuracyOptions(core.Options):
@@ -65,6 +66,12 @@ class AccuracyControl(core.Method):
                 f"'{self.id}' reverts what `quantize: ptq` did, and this recipe has none; add "
                 "int8: {quantize: ptq, when: {at: end}} before it."
             )
+        for m in s.methods[: s.methods.index(self)]:
+            if isinstance(m, BiasCorrection) and m.options.when == self.options.when:
+                raise BindError(
+                    f"'{m.id}' would correct biases for operators that '{self.id}' then reverts "
+                    f"to float; write '{self.id}' before it."
+                )
 
     def on_fire(self, s: Any, progress: float) -> None:
         quantizers = [m for m in s.methods if isinstance(m, Ptq) and m.laid]
