@@ -68,13 +68,15 @@ METRICS = {
 }  # fmt: skip
 SMALL, HALVED = "small network", cut("l1", scope="layer")
 SEEDS = (0, 1, 2)
-# Seeds 1 and 2: of the referees and of the methods that were best with seed 0.
+# Seeds 1 and 2: of the referees, of the methods that were best with seed 0, and of what the verdict
+# on gates compares.
 REPEATED = {
     "half of the MACs": (
         *REFEREES, "greedy", "Taylor, distillation", "Taylor in steps", "L1, layer by layer",
     ),
     "85 % of the weights": (
-        "random", "AGP, LAMP, distillation", "LAMP, reconstruction", "AGP, LAMP", "LAMP, global",
+        "random", "AGP, LAMP, distillation", "AGP, masked weights trained", "magnitude, global",
+        "LAMP, global", "AGP, LAMP", "AGP, LAMP, INT8", "gates (RB, L0)", "gates (RB, L0), INT8",
     ),
 }  # fmt: skip
 

@@ -299,3 +299,28 @@ def test_two_entries_conflict_inside_a_layer():
     both = PTQ.replace("DEC", "true")
     with pytest.raises(PlanConflict):
         session(words(), text(8), both + "\n  " + both.replace("q:", "p:", 1))
+
+
+def scale(result, at):
+    return result.tensors[f"{at}.output.scale"]
+
+
+def test_gates_and_cell_states_are_quantized_one_by_one_where_the_profile_says_so(tmp_path):
+    x = text(6)
+    r = session(
+        words(),
+        x,
+        "q: {quantize: ptq, decompose: true, profile: integer, when: {at: end}, "
+        "overrides: [{activations: 'rnn.l0.*.cell', bits: 16}]}",
+    ).finish()
+    bits = {e.at: e.bits for e in r.plan.of_kind("bits") if e.role == "output"}
+    first = ("input_gate", "candidate", "output_gate", "shown", "hidden")
+    assert all(f"rnn.l0.0.{part}" in bits for part in first)
+    later = (*first, "gates", "fed_back", "forget_gate", "kept", "new", "cell")
+    for part in later:
+        assert bits[f"rnn.l0.3.{part}"] == (16 if part == "cell" else 8)
+        assert torch.equal(scale(r, f"rnn.l0.3.{part}"), scale(r, f"rnn.l0.2.{part}"))
+    assert not torch.equal(scale(r, "rnn.l0.3.cell"), scale(r, "rnn.l0.3.hidden"))
+    for runtime in ("onnxruntime", "openvino"):
+        got = ran(runtime, r, x, tmp_path)
+        torch.testing.assert_close(got, r.model.eval()(x), rtol=0, atol=0.05)

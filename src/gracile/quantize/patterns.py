@@ -163,7 +163,7 @@ class View:
             return f"profile '{self.profile.name}' has no integer kernel for '{n.op}'" + (
                 f": {why}" if why else ""
             )
-        if n.id in self.place and n.op not in WEIGHT_OPS:
+        if n.id in self.place and n.op not in WEIGHT_OPS and not self.profile.quantize_steps:
             return "it is a part of a recurrent step, of which the products are in integers"
         if n.op in WEIGHT_OPS:
             address = self.weight_of(n)

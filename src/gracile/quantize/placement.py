@@ -246,8 +246,8 @@ def _needed(view: View) -> set[str]:
     """Outputs of integer operators (at the end of their pattern) and all they read."""
     need = set()
     for n in view.integer:
-        # a recurrent step goes on in float
-        if view.profile.quantize_results and n.id not in view.place:
+        step_in_float = n.id in view.place and not view.profile.quantize_steps
+        if view.profile.quantize_results and not step_in_float:
             need.add(view.tails.get(n.id, n.id))
         need.update(view.owner(i) for i in view.inputs[n.id])
     return need - view.summed

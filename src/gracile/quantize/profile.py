@@ -33,6 +33,8 @@ class Profile(BaseModel):
         quantize_outputs: put one on what the model returns.
         quantize_results: put one behind every integer operator; otherwise only on what they read,
             and results are float until the next of them.
+        quantize_steps: put quantizers on all parts of recurrent steps that are taken apart, gates
+            and cell states too; otherwise only on what their products read.
         sums_in_accumulator: a convolution adds the other operand of a following addition to its
             unrounded sums, so that no quantizer stands between the two.
         ops_integer: operators with integer kernels.
@@ -52,6 +54,7 @@ class Profile(BaseModel):
     quantize_inputs: bool = True
     quantize_outputs: bool = False
     quantize_results: bool = True
+    quantize_steps: bool = False
     sums_in_accumulator: bool = False
     ops_integer: tuple[str, ...]
     ops_same_scale: tuple[str, ...] = ()
