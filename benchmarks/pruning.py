@@ -13,7 +13,7 @@ takes hours, its rows may come from several machines, and only "times faster" co
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -67,6 +67,7 @@ METRICS = {
     "nonzeros": "count", "latency_ms": "ms", "speedup": "ratio",
 }  # fmt: skip
 SMALL, HALVED = "small network", cut("l1", scope="layer")
+GATES, MAGNITUDE = "gates (RB, L0)", "AGP, LAMP"
 SEEDS = (0, 1, 2)
 # Seeds 1 and 2: of the referees, of the methods that were best with seed 0, and of what the verdict
 # on gates compares.
@@ -76,7 +77,7 @@ REPEATED = {
     ),
     "85 % of the weights": (
         "random", "AGP, LAMP, distillation", "AGP, masked weights trained", "magnitude, global",
-        "LAMP, global", "AGP, LAMP", "AGP, LAMP, INT8", "gates (RB, L0)", "gates (RB, L0), INT8",
+        "LAMP, global", MAGNITUDE, f"{MAGNITUDE}, INT8", GATES, f"{GATES}, INT8",
     ),
 }  # fmt: skip
 
@@ -217,6 +218,8 @@ TITLES = (
 def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     """Markdown: one row for each method, the best first; a mean where there are several seeds.
 
+    Below it what gates reach against magnitude, where both are there.
+
     Times are those of the seed with the median ratio, with the baseline's own in the same rounds
     behind "of".
     """
@@ -239,4 +242,26 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
             f"{time.value:.3f} | {time.value * ratio.value:.3f} | {ratio.value:.2f} | "
             f"{str(time.device).partition('(R) Processor')[0].replace('(R)', '')} |"
         )
-    return lines
+    return [*lines, *verdict({n: row["top1"] for n, row in rows.items()})]
+
+
+def verdict(top1: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Learned gates against magnitude at equal sparsity, in 32 and in 8 bits: points, seed by seed.
+
+    Args:
+        top1: method -> its Records.
+    """
+    lines = []
+    for what, after in (("in float", ""), ("in INT8", ", INT8")):
+        ours, theirs = (
+            {r.seed: r.value for r in top1.get(f"{name}{after}", ())} for name in (GATES, MAGNITUDE)
+        )
+        gained = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys(), key=str)]
+        if gained:
+            better = sum(g > 0 for g in gained)
+            each = ", ".join(f"{g:+.2f}" for g in gained)
+            lines.append(
+                f"- {GATES} against {MAGNITUDE}, {what}: {mean(gained):+.2f} points ({each}); "
+                f"better in {better} of {len(gained)} seeds."
+            )
+    return ["", "Verdict:", "", *lines] if lines else []
