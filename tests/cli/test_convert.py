@@ -60,6 +60,25 @@ def test_values_can_be_set_and_are_checked(call, old):
     assert "methods has no 'apg'. Nearest: 'agp'." in err
 
 
+STRICT = """\
+quantizers: {q: {class: QuantAwareTrainRangeLinearQuantizer, bits_activations: 8, bits_weights: 8}}
+policies: [{quantizer: {instance_name: q}, starting_epoch: 0, ending_epoch: 2, frequency: 1}]
+"""
+
+
+def test_a_strict_recipe_is_another_one(call, place):
+    (place / "qat.yaml").write_text(STRICT)
+    found = {}
+    for compat in ("none", "strict"):
+        _, out, _ = call("recipe", "convert", "qat.yaml", "--set", f"compat={compat}")
+        found[compat] = loads(out)
+    assert [r.compat for r in found.values()] == ["none", "strict"]
+    assert [r.methods["q"].options.symmetric for r in found.values()] == [True, False]
+    code, _, err = call("recipe", "convert", "qat.yaml", "--set", "compat=strickt")
+    assert code == 2
+    assert "compat" in err
+
+
 def test_it_is_written_to_a_file_and_told_as_json(call, as_json, old, place):
     _, shown, _ = call("recipe", "convert", old)
     code, out, _ = call("recipe", "convert", old, "--out", "new.yaml")

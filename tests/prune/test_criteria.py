@@ -9,6 +9,7 @@ from gracile.errors import BindError
 from gracile.prune.criteria.geometric_median import geometric_median
 from gracile.prune.criteria.lamp import lamp
 from gracile.prune.criteria.normed import normed
+from gracile.prune.criteria.signed_taylor import signed_taylor
 from gracile.prune.evidence import Evidence
 from gracile.prune.selection import finished, noisy
 from gracile.recipe.load import loads
@@ -40,6 +41,11 @@ def test_normed_ranks_layers_of_different_scale_alike():
 def test_the_sign_goes_after_summing():
     assert finished(torch.tensor([-3.0, 2.0]), "abs").tolist() == [3, 2]
     assert finished(torch.tensor([-3.0, 2.0]), "sum").tolist() == [-3, 2]
+
+
+def test_the_signed_sum_puts_what_helps_most_first():
+    w, g = torch.tensor([2.0, -1.0, 1.0]), torch.tensor([0.5, 1.0, -3.0])
+    assert signed_taylor(w, g).tolist() == [1.0, -1.0, -3.0]
 
 
 def test_noise_hits_with_its_chance():
@@ -138,6 +144,28 @@ def test_a_filter_that_never_fires_goes_first(criterion):
     s = session(f"criterion: {criterion}, rank_by: first, {FILTERS}", calibration=CALIBRATION)
     s.on_epoch_begin(0)
     assert removed(s) == [2]  # its BatchNorm's bias is -9
+
+
+def test_the_filter_that_fires_most_goes_first_where_one_says_so():
+    criterion = "{name: mean_activation, highest_first: true}"
+    s = session(f"criterion: {criterion}, rank_by: first, {FILTERS}", calibration=CALIBRATION)
+    s.on_epoch_begin(0)
+    assert removed(s) == [1]  # its BatchNorm's bias is 9
+
+
+def test_the_listed_leader_may_be_behind_in_the_network():
+    reversed_ = FILTERS.replace("[conv, conv2]", "[conv2, conv]")
+    found = []
+    for options in (f"rank_by: first, {FILTERS}", f"rank_by: listed, {FILTERS}",
+                    f"rank_by: listed, {reversed_}"):  # fmt: skip
+        s = session(options)
+        with torch.no_grad():
+            s.model.conv.weight[3] = s.model.conv2.weight[0] = 1e-3
+        s.on_epoch_begin(0)
+        found.append(removed(s))
+    assert found == [[3], [3], [0]]
+    (m,) = session(f"rank_by: listed, {FILTERS}".replace("[conv, conv2]", "['!head']")).methods
+    assert m.leaders == m.addresses
 
 
 def test_norm_scale_ranks_by_magnitude():

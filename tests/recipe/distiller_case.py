@@ -25,18 +25,18 @@ def schedule(kind, component, timing=TEN, args=""):
     )
 
 
-def converted(text, **training):
+def converted(text, *, strict=False, **training):
     """The plain recipe and the codes of the warnings; the recipe is loaded where it can be."""
-    found = convert(textwrap.dedent(text), "old.yaml", Training(**training))
+    found = convert(textwrap.dedent(text), "old.yaml", Training(**training), strict=strict)
     codes = [code for code, _ in found.warnings]
     if "no-method" not in codes:
         loads(dump(found.document.data), "new.yaml")
     return found.document.data, codes
 
 
-def methods(kind, component, timing=TEN, args="", *, warns=(), **training):
+def methods(kind, component, timing=TEN, args="", *, warns=(), **more):
     """The entries one component becomes."""
-    data, codes = converted(schedule(kind, component, timing, args), **training)
+    data, codes = converted(schedule(kind, component, timing, args), **more)
     assert codes == list(warns)
     return list(data["methods"].values())
 
@@ -71,8 +71,7 @@ class Convs(nn.Module):
 
 def session(text, model, example, *, steps=2, lr=0.0, strict=False, **training):
     """A session of the converted schedule; the optimizer moves nothing unless `lr` is given."""
-    data, _ = converted(text, **training)
-    data |= {"compat": "strict"} if strict else {}
+    data, _ = converted(text, strict=strict, **training)
     optimizer = torch.optim.SGD(model.parameters(), lr=max(lr, 1e-9))
     return Session(
         model, loads(dump(data)), optimizer, example=example, steps_per_epoch=steps,

@@ -160,7 +160,7 @@ def test_every_further_argument_of_ranked_structures():
     entry = one(f"{ranked}, group_type: Filters, noise: 0.1, group_size: 4, group_dependency: null")
     assert (entry["noise"], entry["multiple_of"]) == (0.1, 4)
     leader = one(f"{ranked}, group_type: Filters, group_dependency: Leader", warns=["leader"])
-    assert leader["rank_by"] == "first"
+    assert leader["rank_by"] == "listed"
     assert "kwargs must be {block_shape: [repetitions, depth, 1, 1]}" in refused(
         f"{ranked}, group_type: Blocks, kwargs: {{block_shape: [1, 8, 1, 2]}}"
     )

@@ -50,7 +50,7 @@ def add(group: typer.Typer) -> None:
 
         from gracile.core.state import write_atomic
         from gracile.recipe.distiller import Training, convert
-        from gracile.recipe.document import dump
+        from gracile.recipe.document import Document, dump
         from gracile.recipe.load import loads, read
         from gracile.recipe.patch import overridden
 
@@ -58,7 +58,9 @@ def add(group: typer.Typer) -> None:
             found = _from_nncf(old, epochs, model)
         else:
             training = Training(epochs, batch_size, lr, momentum, weight_decay)
-            found = convert(read(old), str(old), training)
+            compat = [t for t in set_ or [] if t.partition("=")[0].strip() == "compat"]
+            asked = overridden(Document("", {}), compat).data.get("compat")
+            found = convert(read(old), str(old), training, strict=asked == "strict")
         data: dict[str, Any] = overridden(found.document, set_ or []).data
         text = dump(data)
         if all(code != "no-method" for code, _ in found.warnings):

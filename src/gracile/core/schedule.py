@@ -213,10 +213,17 @@ class Calendar:
 
 @dataclass(frozen=True)
 class Timetable:
-    """The instants at which a method fires, in order, then `at_end` times after training."""
+    """The instants at which a method fires, in order, then `at_end` times after training.
+
+    Attributes:
+        instants: in training.
+        at_end: firings after it.
+        by_epoch: progress stands still within an epoch.
+    """
 
     instants: tuple[Instant, ...]
     at_end: int = 0
+    by_epoch: bool = False
 
     def __len__(self) -> int:
         return len(self.instants) + self.at_end
@@ -227,12 +234,22 @@ class Timetable:
         return i if i < len(self.instants) and self.instants[i] == instant else None
 
     def progress(self, k: int) -> float:
-        """k/(n-1) for the k-th of n firings; 1 if there is only one."""
-        return 1.0 if len(self) == 1 else k / (len(self) - 1)
+        """k/(n-1) for the k-th of n firings, or of the epochs they span; 1 if there is only one."""
+        last = len(self) - 1
+        if self.by_epoch:
+            (first, _), (end, _) = self.instants[0], self.instants[-1]
+            k, last = self.instants[k][0] - first, end - first
+        return k / last if last else 1.0
 
 
-def timetable(when: When, calendar: Calendar) -> Timetable:
+def timetable(when: When, calendar: Calendar, *, strict: bool = False) -> Timetable:
     """Work out all firings.
+
+    Args:
+        when: the firings as a recipe says them.
+        calendar: how long training is.
+        strict: `every` of mini-batches means, as in Distiller, those of training that it divides
+            and the first of each epoch in the span; levels move by epochs.
 
     >>> when = When(start="0ep", stop="4ep", every="2ep")
     >>> timetable(when, Calendar(epochs=10, steps=5)).instants
@@ -247,6 +264,7 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
         raise BindError(
             f"when {when} never fires: there is no training (0 epochs); write {{at: end}}."
         )
+    by_epoch = False
     if isinstance(when.at, Time):
         points = [calendar.minibatch(when.at)]
     elif isinstance(when.at, tuple):
@@ -255,8 +273,12 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
         start = calendar.minibatch(when.start) if when.start else 0
         stop = calendar.minibatch(when.stop) if when.stop else calendar.total
         every = when.every or Time(Fraction(1), "ep")
-        stop = min(stop, calendar.total)
-        points = list(takewhile(lambda p: p < stop, _firings(when.start, start, every, calendar)))
+        stop, by_epoch = min(stop, calendar.total), strict and every.unit == "mb"
+        if by_epoch:
+            found = _of_training(start, int(every.value), calendar)
+        else:
+            found = _firings(when.start, start, every, calendar)
+        points = list(takewhile(lambda p: p < stop, found))
     points = [p for p in points if p < calendar.total]
     if not points:
         raise BindError(
@@ -264,7 +286,7 @@ def timetable(when: When, calendar: Calendar) -> Timetable:
             + (f" of {calendar.steps} mini-batches" if calendar.steps else "")
             + "; epochs count from 0, 'stop' is exclusive, and 'at: end' is after training."
         )
-    return Timetable(tuple(calendar.instant(p) for p in points))
+    return Timetable(tuple(calendar.instant(p) for p in points), by_epoch=by_epoch)
 
 
 def _listed(when: When, calendar: Calendar) -> list[int]:
@@ -301,3 +323,11 @@ def _firings(first: Time | None, start: int, every: Time, calendar: Calendar) ->
         exact = first.value * steps if first and first.unit == "ep" else Fraction(start)
         step = max(every.value * steps, Fraction(1))
         yield from (int(exact + k * step) for k in count())
+
+
+def _of_training(start: int, every: int, calendar: Calendar) -> Iterator[int]:
+    """`start`, and behind it all mini-batches that `every` divides or that begin an epoch."""
+    calendar.minibatch(Time(Fraction(1), "mb"))  # refuses where the steps per epoch are unknown
+    return (
+        p for p in count(start) if p == start or p % every == 0 or p % (calendar.steps or 1) == 0
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from gracile.core import method as core
 from gracile.core.plan import Mask
 from gracile.core.schedule import When
+from gracile.prune.flags import Flags, Policy
 from gracile.recipe.fields import Selector
 
 
@@ -39,14 +40,20 @@ class MaskOptions(core.Options):
 
 
 class Masking(core.Method):
-    """Base of the methods that mask weights; a subclass says what is kept in `masks`."""
+    """Base of the methods that mask weights; a subclass says what is kept in `masks`.
+
+    Attributes:
+        style: how the masks live at present: frozen, trained, reset (see `MaskOptions`), lifted
+            (there are none any more) or zeroed (of `compat: strict`, see `Flags`).
+    """
 
     Options: ClassVar[type[core.Options]] = MaskOptions
 
     def on_attach(self, s: Any) -> None:
         self.addresses: list[str] = s.tensors(self.options.weights)
-        self.in_span = True
-        s.train_masked(self.id, self.options.masked != "frozen")
+        self.style = ""
+        self.flags = self._flags(s)
+        self._settle(s, self.options.masked)
 
     def masks(self, s: Any, progress: float) -> Mapping[str, Tensor]:
         """Address -> what is kept (bool, of the tensor's shape) from this firing on."""
@@ -57,32 +64,80 @@ class Masking(core.Method):
             s.set_mask(self.id, address, keep)
 
     def on_epoch_start(self, s: Any) -> None:
-        self._leave_span(s)
+        self._settle(s, self._style(s))
 
     def on_batch_start(self, s: Any) -> None:
-        self._leave_span(s)
-        if self.options.masked == "reset" and self.in_span:
-            with torch.no_grad():
-                for address in s.masked_by(self.id):
-                    s.parameter(address).mul_(s.own_mask(self.id, address))
+        self._settle(s, self._style(s))
+        if self.style == "reset":
+            self._zero(s, s.masked_by(self.id))
 
     def on_batch_end(self, s: Any) -> None:
+        if self.style == "zeroed":
+            self._zero(s, self._named(s))
         if self.options.lifetime == "batch":
-            s.drop_masks(self.id)
+            self._discard(s)
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         self.addresses = [a for a in self.addresses if a in s.parameter_names]
 
     def on_detach(self, s: Any) -> Iterable[Mask]:
-        if self.options.lifetime != "run":
+        if not self._lasts(s):
             s.drop_masks(self.id)
         edits: list[Mask] = s.mask_edits(self.id)
         return edits
 
-    def _leave_span(self, s: Any) -> None:
-        if not (self.in_span and s.over(self)):
+    def _style(self, s: Any) -> str:
+        """How masks live from now on."""
+        if self.flags is not None:
+            return self.flags.at((s.epoch_number, s.batch))
+        if not s.over(self):
+            return str(self.options.masked)
+        return "frozen" if self.options.lifetime == "run" else "lifted"
+
+    def _lasts(self, s: Any) -> bool:
+        """Whether the masks are there when training is over."""
+        if self.flags is not None:
+            return self.flags.at((s.epochs, 0)) == "zeroed"
+        return bool(self.options.lifetime == "run")
+
+    def _settle(self, s: Any, style: str) -> None:
+        if style == self.style:
             return
-        self.in_span = False
-        s.train_masked(self.id, False)
-        if self.options.lifetime != "run":
+        self.style = style
+        s.train_masked(self.id, style not in ("frozen", "lifted"))
+        if style == "lifted":
             s.drop_masks(self.id)
+
+    def _named(self, s: Any) -> set[str]:
+        """What is masked and not only coupled: the rest is whole where a channel comes back."""
+        return set(self.addresses) & set(s.masked_by(self.id))
+
+    @torch.no_grad()
+    def _zero(self, s: Any, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            s.parameter(address).mul_(s.own_mask(self.id, address))
+
+    def _discard(self, s: Any) -> None:
+        s.drop_masks(self.id)
+        if self.flags is None or s.epoch_number not in self._policy(s).epochs:
+            return
+        for m in self._others(s):  # strict: those of all
+            if m.style == "zeroed":
+                m._zero(s, m._named(s))
+            s.drop_masks(m.id)
+
+    # --- compat: strict
+
+    def _flags(self, s: Any) -> Flags | None:
+        """Those of all that mask in training; None unless strict, and for what fires after it."""
+        if s.recipe.compat != "strict" or self.options.when.at_end:
+            return None
+        return Flags(m._policy(s) for m in self._others(s))
+
+    def _others(self, s: Any) -> list["Masking"]:
+        """All methods that mask in training, this one included."""
+        return [m for m in s.methods if isinstance(m, Masking) and not m.options.when.at_end]
+
+    def _policy(self, s: Any) -> Policy:
+        o = self.options
+        return Policy.of(o.when, s.timetables[self.id], s.calendar, o.masked, o.lifetime)

@@ -19,18 +19,30 @@ def noisy(scores: Tensor, chance: float, rng: torch.Generator) -> Tensor:
 
 
 def removed_count(
-    level: float, n: int, *, done: int = 0, multiple_of: int = 1, min_keep: int = 1
+    level: float,
+    n: int,
+    *,
+    done: int = 0,
+    multiple_of: int = 1,
+    min_keep: int = 1,
+    strict: bool = False,
 ) -> int:
     """How many of n equal groups go at a sparsity level.
 
     floor(level * n), as in Distiller; never fewer than are gone already; what stays is rounded up
-    to a multiple and is at least `min_keep`.
+    to a multiple and is at least `min_keep`. If strict, what goes is rounded down to a multiple,
+    as in Distiller.
 
     >>> removed_count(0.5, 10), removed_count(0.5, 33, multiple_of=16)
     (5, 1)
+    >>> removed_count(0.5, 33, multiple_of=16, strict=True)
+    16
     """
     keep = n - int(level * n + 1e-6)
-    keep = -(-keep // multiple_of) * multiple_of
+    if strict:
+        keep = n - (n - keep) // multiple_of * multiple_of
+    else:
+        keep = -(-keep // multiple_of) * multiple_of
     keep = max(keep, min(min_keep, n))
     return max(n - min(keep, n), done)
 

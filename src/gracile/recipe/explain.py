@@ -87,7 +87,7 @@ def _rows(id: str, recipe: Recipe, calendar: Calendar) -> list[Firing]:
     if entry.options.timing is None:
         return [Firing(id, name)]
     try:
-        table = timetable(entry.options.timing, calendar)
+        table = timetable(entry.options.timing, calendar, strict=recipe.compat == "strict")
     except BindError as e:
         place = recipe.places.get(("methods", id), recipe.path)
         raise BindError(f"{place}: '{id}': {e}") from None

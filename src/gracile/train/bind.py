@@ -103,7 +103,7 @@ def timetables(methods: list[Method], recipe: Recipe, calendar: Calendar) -> dic
         when = m.options.timing
         if when is not None:
             with at_entry(recipe, m.id):
-                out[m.id] = timetable(when, calendar)
+                out[m.id] = timetable(when, calendar, strict=recipe.compat == "strict")
     return out
 
 

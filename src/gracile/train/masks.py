@@ -38,6 +38,13 @@ class Masks:
             self._scales.pop((by, a), None)
         return found
 
+    def lift(self, address: str) -> Tensor | None:
+        """Take the masks of all methods off a tensor; returns what they kept together."""
+        keep = self.together(address)
+        for by in self._all.pop(address, {}):
+            self._scales.pop((by, address), None)
+        return keep
+
     def addresses(self, by: str | None = None) -> list[str]:
         """Tensors that some method (or this one) masked."""
         return [a for a, masks in self._all.items() if by is None or by in masks]

@@ -392,6 +392,14 @@ class Session(Trying):
         """Take all masks of a method off."""
         self._lay_masks(self._masks.drop(by))
 
+    def unmask(self, address: str) -> None:
+        """Take the masks of all methods off a tensor; what they hid is zero from then on."""
+        keep = self._masks.lift(address)
+        if keep is not None:
+            with torch.no_grad():
+                self.parameter(address).mul_(keep)
+            self._lay_masks([address])
+
     def train_masked(self, by: str, on: bool) -> None:
         """Whether weights under a method's masks go on getting their gradient."""
         (self._masks.trained.add if on else self._masks.trained.discard)(by)

@@ -43,7 +43,7 @@ class GradualOptions(MaskOptions):
         granularity: what goes as one: element, filter, channel.
         scope: rank inside each layer, or all layers together.
         rank_by: coupled filters and channels: by the sum over all layers that make (or read) them,
-            or by the first of them alone.
+            or by one of them alone: the first in the network, or the first that `weights` lists.
         multiple_of: filters and channels: keep a multiple of this many (16 suits AVX-512).
         min_keep: at least this many groups stay in every layer.
         scores_from: rank by the masked weight ("effective": what is pruned stays pruned) or by
@@ -59,7 +59,7 @@ class GradualOptions(MaskOptions):
     scope: Literal["layer", "global"] = "layer"
     multiple_of: int = Field(default=1, ge=1)
     min_keep: int = Field(default=1, ge=1)
-    rank_by: Literal["all", "first"] = "all"
+    rank_by: Literal["all", "first", "listed"] = "all"
     scores_from: Literal["effective", "dense"] = "effective"
     noise: float = Field(default=0.0, ge=0, le=1)
 
@@ -84,6 +84,7 @@ class Gradual(Masking):
         self.asked: dict[str, int] = {}  # address or group id -> how many groups are masked
         dim = COUPLED.get(self.options.granularity.name)
         self.coupled = dim is not None
+        self.leaders = self._listed(s) if self.options.rank_by == "listed" else []
         if dim is None:
             return
         self.dim = dim
@@ -104,7 +105,7 @@ class Gradual(Masking):
         self.evidence.add_gradients(s, self.addresses)
 
     def masks(self, s: Any, progress: float) -> Mapping[str, Tensor]:
-        level = self.options.sparsity.at(self._progress(s, progress))
+        level = self.options.sparsity.at(progress)
         self.evidence.gather(self, s, self._ranked(s))
         masks = self._coupled_masks(s, level) if self.coupled else self._separate_masks(s, level)
         self.evidence.forget()
@@ -112,7 +113,7 @@ class Gradual(Masking):
         return masks
 
     def on_detach(self, s: Any) -> Iterable[Mask]:
-        if self.options.lifetime == "run":
+        if self.options.lifetime == "run" and self.flags is None:  # strict: others may end masks
             self._check_reached(s)
         return super().on_detach(s)
 
@@ -127,15 +128,6 @@ class Gradual(Masking):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.asked = {k: int(v) for k, v in state["asked"].items()}
         self.evidence.load_state_dict(state["evidence"])
-
-    def _progress(self, s: Any, progress: float) -> float:
-        """Under compat: strict that of the epoch, for a span of epochs with firings within them."""
-        when = self.options.when
-        times = (when.start, when.stop, when.every)
-        if s.recipe.compat != "strict" or [t and t.unit for t in times] != ["ep", "ep", "mb"]:
-            return progress
-        last = when.stop.value - when.start.value - 1
-        return float((s.epoch_number - when.start.value) / last) if last > 0 else 1.0
 
     # --- one tensor at a time (elements and other uncoupled granularities)
 
@@ -160,7 +152,16 @@ class Gradual(Masking):
 
     def _rankers(self, group: Any) -> tuple[str, ...]:
         sides = _sides(group, self.dim)
-        return sides[:1] if self.options.rank_by == "first" else sides
+        if self.options.rank_by == "all":
+            return sides
+        return (min(sides, key=self.leaders.index),) if self.leaders else sides[:1]
+
+    def _listed(self, s: Any) -> list[str]:
+        """The selected tensors in the order of the selector's patterns."""
+        given = self.options.weights
+        patterns = [p for p in ([given] if isinstance(given, str) else given) if p[0] != "!"]
+        found = dict.fromkeys(a for p in patterns for a in s.tensors(p))
+        return list(found) or self.addresses
 
     def _coupled_masks(self, s: Any, level: float) -> dict[str, Tensor]:
         chosen = {g.id: g for g in self._groups(s)}
@@ -248,14 +249,15 @@ class Gradual(Masking):
                     for a, g in gone.items()
                 }
         else:
-            gone = {
-                a: lowest(
-                    v,
-                    removed_count(level, len(v), multiple_of=o.multiple_of, min_keep=o.min_keep),
+            strict = s.recipe.compat == "strict"
+            counts = {
+                a: removed_count(
+                    level, len(v), multiple_of=o.multiple_of, min_keep=o.min_keep, strict=strict
                 )
                 for a, v in scores.items()
             }
-            if s.recipe.compat == "strict" and o.criterion.name in ("l1", "l2"):
+            gone = {a: lowest(v, counts[a]) for a, v in scores.items()}
+            if strict and o.criterion.name in ("l1", "l2"):
                 gone = {a: with_ties(scores[a], g) for a, g in gone.items()}
         self.asked = {a: len(g) for a, g in gone.items()}
         return gone

@@ -87,7 +87,7 @@ class NM(Masking):
         return {a: n_of_m(self._scores(s, a), o.n, o.m, level) for a in self.addresses}
 
     def on_before_step(self, s: Any) -> None:
-        if not (self.options.sr_ste and self.in_span):
+        if not self.options.sr_ste or s.over(self):
             return
         for a in s.masked_by(self.id):
             weight = s.parameter(a)

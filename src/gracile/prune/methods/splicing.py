@@ -26,7 +26,8 @@ class SplicingOptions(MaskOptions):
             at the first firing. More prunes more.
         low_mult: a weight below low_mult * t is pruned.
         high_mult: a pruned weight from high_mult * t on comes back.
-        growth: s is multiplied by 1 + growth * (epochs since the start of `when`).
+        growth: s is multiplied by 1 + growth * (epochs since the start of `when`), whole ones under
+            compat: strict.
         masked: as everywhere; here trained is the default.
     """
 
@@ -99,9 +100,11 @@ def spliced(size: Tensor, kept: Tensor, low: float, high: float) -> Tensor:
 
 
 def epochs_since_start(s: Any, when: When) -> float:
-    """How long the span of `when` lasts already; 0 for a single firing."""
+    """How long the span of `when` lasts already; 0 for a single firing; whole if strict."""
     if when.at is not None:
         return 0.0
     steps = s.calendar.steps or 1
     start = s.calendar.minibatch(when.start) / steps if when.start else 0.0
+    if s.recipe.compat == "strict":
+        return float(s.epoch_number - int(start))
     return float(s.epoch_number + s.batch / steps - start)

@@ -42,13 +42,17 @@ class Converted:
     warnings: tuple[tuple[str, str], ...]
 
 
-def convert(text: str | bytes, name: str, training: Training | None = None) -> Converted:
+def convert(
+    text: str | bytes, name: str, training: Training | None = None, *, strict: bool = False
+) -> Converted:
     """Read a schedule and write it as a recipe.
 
     Args:
         text: YAML, or its UTF-8 bytes.
         name: stands for the file in messages.
         training: what the schedule does not say.
+        strict: write a recipe of `compat: strict`, that does what Distiller did where that is a
+            defect.
 
     Raises:
         RecipeError: the schedule is wrong, or says what no recipe can; begins with `name:line:`.
@@ -56,10 +60,12 @@ def convert(text: str | bytes, name: str, training: Training | None = None) -> C
     training = training or Training()
     twice: list[str] = []
     s = read(document(text, name, twice))
+    s.strict = strict
     s.warnings[:0] = [("duplicate-key", t) for t in twice]
     ends = max((p.stop for p in s.policies), default=0)
     s.epochs = ends if training.epochs is None else training.epochs
-    data = {"recipe": 1, "train": _train(s, training), "methods": _methods(s)}
+    compat = {"compat": "strict"} if strict else {}
+    data = {"recipe": 1, **compat, "train": _train(s, training), "methods": _methods(s)}
     return Converted(Document(name, data), tuple(s.warnings))
 
 

@@ -13,11 +13,15 @@ GRANULARITIES = {  # group types where structures are told by a threshold or a p
     "Channels": "channel", "4D": "layer",
 }  # fmt: skip
 RANKED = {"3D": "filter", "Filters": "filter", "Channels": "channel", "Rows": "column"}
-CRITERIA = {
+CRITERIA: dict[str, Any] = {
     "L1Ranked": "l1", "L2Ranked": "l2", "ActivationAPoZ": "apoz",
     "ActivationMean": "mean_activation", "GradientRanked": "taylor", "RandomRanked": "random",
     "FMReconstruction": "l1",
 }  # fmt: skip
+AS_THERE: dict[str, Any] = {  # under compat: strict
+    "ActivationMean": {"name": "mean_activation", "highest_first": True},
+    "GradientRanked": "signed_taylor",
+}
 FIXED = {
     "ActivationMean": "prunes the filters that fire least; Distiller pruned those that fire most.",
     "GradientRanked": "ranks by the size of gradient * weight; Distiller's score kept its sign.",
@@ -152,9 +156,10 @@ def _gradual(s: Schedule, p: Policy) -> list[Entry]:
 def _ranked(s: Schedule, p: Policy) -> list[Entry]:
     args, cls = p.component.args, p.component.cls
     kind = next(k for k in CRITERIA if cls.startswith(k))
-    if kind in FIXED:
+    criteria = CRITERIA | AS_THERE if s.strict else CRITERIA
+    if kind in FIXED and not s.strict:
         s.warn("fixed", p.component.keys, FIXED[kind])
-    options = {"sparsity": _level(s, p), "criterion": CRITERIA[kind]}
+    options = {"sparsity": _level(s, p), "criterion": criteria[kind]}
     options |= _structure(s, p, leader=True)
     noise = args.get("noise", args.get("ranking_noise", 0))
     if noise and args["group_type"] == "Blocks":
@@ -195,10 +200,10 @@ def _structure(s: Schedule, p: Policy, *, leader: bool) -> Entry:
         s.warn(
             "leader",
             at,
-            f"follows '{first}'; here layers tied in the network follow the first of them in the "
-            "network's order.",
+            f"leads what is tied to '{first}' in the network; other layers follow the first of "
+            "those they are tied to.",
         )
-        out["rank_by"] = "first"
+        out["rank_by"] = "listed"
     return out
 
 

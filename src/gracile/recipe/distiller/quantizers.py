@@ -95,7 +95,7 @@ def _entries(s: Schedule, c: Component, more: Entry) -> list[Entry]:
     ]
     if overrides:
         entry["overrides"] = overrides
-    return [entry | _grid(c) | more]
+    return [entry | _grid(c, strict=s.strict) | more]
 
 
 def _bits(s: Schedule, c: Component, keys: Keys, bits: int | None) -> int | None:
@@ -155,12 +155,14 @@ def _joined(patterns: list[str]) -> str:
     return rf"re:(?:{'|'.join(patterns)})\.weight"
 
 
-def _grid(c: Component) -> Entry:
+def _grid(c: Component, *, strict: bool) -> Entry:
     if METHODS[c.cls] not in ("ptq", "qat"):
         return _own(c)
     mode = c.args.get("mode", "SYMMETRIC")
     parts = mode if isinstance(mode, dict) else dict.fromkeys(("activations", "weights"), mode)
     even = {k: v.upper().startswith("SYMMETRIC") for k, v in parts.items()}
+    if strict and METHODS[c.cls] == "qat":  # there any mode of training is asymmetric unsigned
+        even = dict.fromkeys(even, False)
     return {
         "symmetric": even["activations"],
         "weight_symmetric": even["weights"],

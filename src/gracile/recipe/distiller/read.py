@@ -79,6 +79,7 @@ class Schedule:
         components: in the file's order.
         policies: in the file's order.
         epochs: how long training is.
+        strict: the recipe is for `compat: strict`, which keeps Distiller's defects.
         warnings: (code, sentence that begins with file:line).
     """
 
@@ -86,6 +87,7 @@ class Schedule:
     components: list[Component] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
     epochs: int = 0
+    strict: bool = False
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
     def warn(self, code: str, keys: Keys, text: str) -> None:

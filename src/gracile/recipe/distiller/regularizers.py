@@ -25,7 +25,7 @@ def convert(s: Schedule, p: Policy) -> list[Entry]:
     for start, stop in runs(p.epochs, cuts):
         if start >= s.epochs:
             continue
-        last = stop == p.epochs[-1] + 1
+        last = stop == (p.stop if s.strict else p.epochs[-1] + 1)
         keep = (last and p.args.get("keep_mask", False)) or (threshold and stop in cuts)
         more: Entry = {}
         if threshold:

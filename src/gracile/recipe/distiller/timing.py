@@ -107,6 +107,22 @@ def masking(s: Schedule, p: Policy) -> tuple[str, str]:
             (*args, "discard_masks_at_minibatch_end"),
             "lets weights grow back from 0 one step earlier than in Distiller.",
         )
+    if s.strict and masked == "trained" and _twin(s, p):
+        masked = "reset"  # the second copy of the weights is already masked
     if discard:
         return masked, "batch"
-    return masked, "span" if forward and not p.args.get("keep_mask", False) else "run"
+    kept = p.args.get("keep_mask", False) and not (s.strict and not _ends(s, p))
+    return masked, "span" if forward and not kept else "run"
+
+
+def _ends(s: Schedule, p: Policy) -> bool:
+    """Whether Distiller takes an epoch for the policy's last one: that before its end."""
+    return p.stop - 1 in p.epochs and p.stop <= s.epochs
+
+
+def _twin(s: Schedule, p: Policy) -> bool:
+    """Whether another policy cannot be told from this one by its epochs and flags."""
+    mine = (p.epochs, p.stop, p.args)
+    return any(
+        q is not p and q.kind == "pruner" and (q.epochs, q.stop, q.args) == mine for q in s.policies
+    )

@@ -33,7 +33,8 @@ class PenaltyOptions(RegularizerOptions):
         penalty: the function: l1, l2, lp, group_lasso, group_variance.
         granularity: which weights form a group, for the penalty and the threshold.
         threshold: after each mini-batch of the span, groups that are not above it become zero: a
-            number; strength: that of the moment, as in Distiller; or none.
+            number; strength: that of the moment, as in Distiller; or none. Under compat: strict it
+            also takes the masks of all methods off these tensors.
         threshold_on: what of a group is compared: mean_abs, max, l1 (sum of |w|), l2 (norm).
         keep_mask: at the end of the span, what a threshold has zeroed is masked for good.
     """
@@ -73,6 +74,9 @@ class Penalty(Regularizer):
     def on_batch_end(self, s: Any) -> None:
         if self.options.threshold == "none" or not s.active(self):
             return
+        if s.recipe.compat == "strict":  # the threshold takes the place of every other mask
+            for a in self.addresses:
+                s.unmask(a)
         self._zero_small(s)
         if self.options.keep_mask and self.ends(s):
             self._mask_zeros(s)
