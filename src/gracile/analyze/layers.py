@@ -59,6 +59,8 @@ def stored_bytes(model: nn.Module, plan: Plan) -> int:
         if e.at not in _grids(plan):
             channels = model.get_parameter(e.at).shape[1] if e.block > 1 else 1
             total += 4 * e.levels * channels
+            if e.bucket is not None:  # the ends of each
+                total += 8 * math.ceil(model.get_parameter(e.at).numel() / e.bucket)
     return total
 
 

@@ -177,7 +177,9 @@ class Share(_Edit):
     """Weights taken from a small codebook: `levels` entries, each for `block` weights in a row.
 
     `<key>.codebook`, `<key>.codes` and, for blocks, `<key>.columns` are the tensors in
-    model.safetensors; see `gracile.quantize.codebook.restore`.
+    model.safetensors; see `gracile.quantize.codebook.restore`. With `bucket` the entries are places
+    between the ends of so many weights in a row, `<key>.low` and `<key>.width`, and `<key>.bucket`
+    says how many; see `gracile.quantize.bucketed.restore`.
     """
 
     kind: Literal["share"] = "share"
@@ -185,6 +187,7 @@ class Share(_Edit):
     key: str
     levels: int = Field(gt=1)
     block: int = Field(default=1, ge=1)
+    bucket: int | None = Field(default=None, ge=1)
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:
