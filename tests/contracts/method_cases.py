@@ -54,6 +54,8 @@ CASES = {
     "codebook_lr: 1e-2, when: {start: 1ep}}",
     "quantize/product": "m: {quantize: product, weights: [inner, outer], subspace: 4, words: 8, "
     "correct: true, rounds: 2, codebook_lr: 1e-2, when: {start: 1ep}}",
+    "quantize/levels": "m: {quantize: levels, bits: 3, bucket: 50, rounding: stochastic, "
+    "when: {start: 1ep}}",
     "quantize/qat": "m: {quantize: qat, edges_bits: 6, precision: {bits: [[4, 4], [8, 8]], "
     "limit: {size: 0.7, bit_operations: 0.7}}, when: {start: 1ep}}",
     "quantize/lsq": "m: {quantize: lsq, bits: 4, edges_bits: 8, when: {start: 1ep}}",

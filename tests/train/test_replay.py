@@ -14,7 +14,7 @@ from gracile.core.result import Result
 from gracile.errors import UserError
 from gracile.train.bisect import bisect, first_exceeding
 from gracile.train.checkpoint import load_model, save_model
-from gracile.train.finished import Finished, open_run
+from gracile.train.finished import Finished, open_run, settled, value_edits
 from gracile.train.replay import undo
 
 
@@ -123,6 +123,21 @@ def test_what_comes_back_is_rounded_with_a_scale_of_its_own(trained):
     assert bool((error[back] <= 0.5001 * scale[back]).all())
     assert done.tensors["head.weight.mask"].shape == (10, 8)
     assert [c for c, _ in done.warnings] == ["mixed", "ranges", "rounded"]
+
+
+def test_groups_of_inputs_are_replayed_where_they_are_the_same(tmp_path):
+    text = RECIPE.replace("ptq}}", "ptq, bits: 4, activations: false, group_size: 9}}")
+    text = text.replace("int8", "groups")
+    run = make(tmp_path, TRAINED, text=text).open()
+    scale = run.stored["stem.weight.weight.scale"]
+    assert scale.shape == (4, 3)
+    head = undo(run, ["few"])  # its 4 inputs have no groups, its mask lies under the grid
+    assert torch.equal(head.model.inner.weight, run.stored["inner.weight"])
+    floats = undo(run, ["groups"]).model.get_parameter("stem.weight")
+    again = settled(floats, value_edits(run.plan, "stem.weight"), run.stored)
+    assert torch.equal(again, run.stored["stem.weight"])
+    with pytest.raises(UserError, match=r"'inner.weight' has a scale for each 9.*undo 'groups'"):
+        undo(run, ["thin"])
 
 
 def test_an_undone_run_is_loaded_like_any_model(trained, tmp_path):

@@ -45,16 +45,22 @@ def layer_rows(
 
 
 def stored_bytes(model: nn.Module, plan: Plan) -> int:
-    """Bytes of all parameters at the bits the Plan gives them, codebooks included.
+    """Bytes of all parameters at the bits the Plan gives them, with codebooks and groups' scales.
 
     Codes count with all their bits; how much smaller they are in a file is seen there.
     """
     bits = _weight_bits(plan)
     total = sum(math.ceil(p.numel() * bits.get(n, 32) / 8) for n, p in model.named_parameters())
+    for e in plan.of_kind("bits"):
+        if e.group is not None:
+            each = 32 if e.symmetric else 32 + e.bits  # a scale, and a zero point
+            total += math.ceil(model.get_parameter(e.at).numel() / e.group * each / 8)
     for e in plan.of_kind("share"):
         if e.at not in _grids(plan):
             channels = model.get_parameter(e.at).shape[1] if e.block > 1 else 1
             total += 4 * e.levels * channels
+            if e.bucket is not None:  # the ends of each
+                total += 8 * math.ceil(model.get_parameter(e.at).numel() / e.bucket)
     return total
 
 

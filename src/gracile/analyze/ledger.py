@@ -366,10 +366,13 @@ class _Facts:
         self.notes = {(n.address, n.axis): n for n in notes}
         self.tensor_bits: dict[str, str] = {e.at: "shared" for e in plan.of_kind("share")}
         self.value_bits: dict[tuple[str, str], str] = {}
+        self.grouped: set[str] = set()  # weights with a scale for each few inputs
         self.dynamic: set[str] = set()  # operators that quantize what they read as they run
         for e in plan.of_kind("bits"):
             if e.role in ("weight", "bias"):
                 self.tensor_bits[e.at] = _precision(e.bits)
+                if e.group is not None:
+                    self.grouped.add(e.at)
             else:
                 self.value_bits[e.at, e.role] = _precision(e.bits)
                 if e.dynamic:
@@ -413,6 +416,8 @@ class _Facts:
         weight = self.tensor_bits.get(operator.weight, "float") if operator.weight else None
         if weight in ("float", "shared") or operator.inputs is None:
             return weight or "float", ""
+        if operator.weight in self.grouped:
+            return "float", "weight with a scale for each few inputs, which no integer kernel takes"
         if id in self.dynamic:
             return f"{weight} dynamic", ""
         own = self.value_bits.get((id, "input"))

@@ -177,7 +177,9 @@ class Share(_Edit):
     """Weights taken from a small codebook: `levels` entries, each for `block` weights in a row.
 
     `<key>.codebook`, `<key>.codes` and, for blocks, `<key>.columns` are the tensors in
-    model.safetensors; see `gracile.quantize.codebook.restore`.
+    model.safetensors; see `gracile.quantize.codebook.restore`. With `bucket` the entries are places
+    between the ends of so many weights in a row, `<key>.low` and `<key>.width`, and `<key>.bucket`
+    says how many; see `gracile.quantize.bucketed.restore`.
     """
 
     kind: Literal["share"] = "share"
@@ -185,6 +187,7 @@ class Share(_Edit):
     key: str
     levels: int = Field(gt=1)
     block: int = Field(default=1, ge=1)
+    bucket: int | None = Field(default=None, ge=1)
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:
@@ -199,6 +202,9 @@ class Bits(_Edit):
     `<key>.scale` and `<key>.zero_point` are the tensors in model.safetensors. One bit with a sign
     has the levels -1 and 1, and no 0.
 
+    With `group` a weight (O, I, ...) has scales (O, groups): one for each so many of an output's
+    inputs in a row, which are I times the places of a kernel.
+
     With `dynamic`, `at` is the operator whose first input is put on the grid of its own range
     whenever the network runs (role input); it has no tensors.
     """
@@ -211,6 +217,7 @@ class Bits(_Edit):
     symmetric: bool
     axis: int | None = None
     narrow: bool = False
+    group: int | None = Field(default=None, ge=2)
     dynamic: bool = False
     key: str
 
@@ -218,6 +225,12 @@ class Bits(_Edit):
     def _found_at_run_time(self) -> Self:
         if self.dynamic and (self.role != "input" or self.signed or self.symmetric):
             raise ValueError("'dynamic' is for an unsigned input with a zero point")
+        return self
+
+    @model_validator(mode="after")
+    def _of_weights(self) -> Self:
+        if self.group is not None and (self.role != "weight" or self.axis != 0):
+            raise ValueError("'group' is for a weight with scales along axis 0")
         return self
 
     @property

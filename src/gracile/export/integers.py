@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from gracile.core.plan import Bits, Plan
 from gracile.errors import UserError
@@ -21,6 +21,7 @@ class WeightGrid:
         scale: > 0, one value or one per index of `axis`.
         zero_point: integers of scale's shape.
         axis: None for one scale.
+        group: a scale for each so many inputs of an output; scales are (O, groups) then.
         signed: int8 rather than uint8.
         bits: how many of the 8 are used.
     """
@@ -31,11 +32,12 @@ class WeightGrid:
     axis: int | None
     signed: bool
     bits: int = CONTAINER_BITS
+    group: int | None = None
 
     def floats(self) -> Tensor:
         """The weight's values, float32."""
-        scale = _along(self.scale, self.axis, self.q.ndim).float()
-        zero = _along(self.zero_point, self.axis, self.q.ndim)
+        scale = _spread(self.scale, self.axis, self.q.shape, self.group).float()
+        zero = _spread(self.zero_point, self.axis, self.q.shape, self.group)
         return (self.q - zero).float() * scale
 
 
@@ -82,7 +84,7 @@ def weight_grids(
                 out.floats[edit.at] = moved
                 continue
             grid = moved
-        if grid.zero_point.numel() > 1 and len(grid.zero_point.unique()) > 1:
+        if edit.group is None and grid.zero_point.numel() > 1 and len(grid.zero_point.unique()) > 1:
             out.floats[edit.at] = "its channels have different zero points, which no kernel takes"
             continue
         out.grids[edit.at] = grid
@@ -102,18 +104,24 @@ def integers(weight: Tensor, edit: Bits, tensors: Mapping[str, Tensor]) -> Weigh
     except KeyError as e:
         raise UserError(f"'{edit.at}' has a Bits edit, but its tensor {e} is missing.") from None
     w = weight.detach().float().cpu()
-    if edit.axis is not None and scale.numel() != w.shape[edit.axis]:
+    if edit.group is not None:
+        if scale.shape != (w.shape[0], w.shape[1:].numel() // edit.group):
+            raise UserError(
+                f"'{edit.at}' of shape {tuple(w.shape)} needs a scale for each {edit.group} "
+                f"inputs, but there are {tuple(scale.shape)}."
+            )
+    elif edit.axis is not None and scale.numel() != w.shape[edit.axis]:
         raise UserError(
             f"'{edit.at}' has {w.shape[edit.axis]} channels along axis {edit.axis}, but "
             f"{scale.numel()} scales."
         )
-    axis = edit.axis if scale.numel() > 1 else None
-    scale, zero = (scale.reshape(-1), zero.reshape(-1)) if axis is not None else (scale, zero)
-    if axis is None:
-        scale, zero = scale.reshape(()), zero.reshape(())
-    level = w / _along(scale, axis, w.ndim)
+    axis = edit.axis if scale.numel() > 1 or edit.group is not None else None
+    if edit.group is None:
+        shape = () if axis is None else (-1,)
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    level = w / _spread(scale, axis, w.shape, edit.group)
     rounded = torch.round(level)
-    q = (rounded + _along(zero, axis, w.ndim)).to(torch.int32)
+    q = (rounded + _spread(zero, axis, w.shape, edit.group)).to(torch.int32)
     off = float((level - rounded).abs().max()) if w.numel() else 0.0
     if off > 0.01 or int(q.min()) < edit.qmin or int(q.max()) > edit.qmax:
         raise UserError(
@@ -121,7 +129,7 @@ def integers(weight: Tensor, edit: Bits, tensors: Mapping[str, Tensor]) -> Weigh
             f"integers {int(q.min())}..{int(q.max())}, allowed {edit.qmin}..{edit.qmax}); it was "
             "changed after it was quantized."
         )
-    return WeightGrid(q, scale, zero, axis, edit.signed, edit.bits)
+    return WeightGrid(q, scale, zero, axis, edit.signed, edit.bits, edit.group)
 
 
 def folded(grid: WeightGrid, edit: Bits, factor: Tensor, axis: int) -> WeightGrid | str:
@@ -143,27 +151,32 @@ def folded(grid: WeightGrid, edit: Bits, factor: Tensor, axis: int) -> WeightGri
         return "its scales do not lie along the output channels that BatchNorm scales"
     f = factor.double().cpu()
     channels = f.numel()
-    scale = grid.scale.double().expand(channels) * torch.where(f == 0, 1.0, f.abs())
-    zero = grid.zero_point.expand(channels).clone()
+    columns = (channels, 1) if grid.group is not None else (channels,)
+    wider = grid.scale.shape if grid.group is not None else (channels,)
+    scale = grid.scale.double().expand(wider) * torch.where(f == 0, 1.0, f.abs()).reshape(columns)
+    zero = grid.zero_point.expand(wider).clone()
     q = grid.q.clone()
     wide = [1] * q.ndim
     wide[axis] = channels
     negative, dead = (f < 0).reshape(wide), (f == 0).reshape(wide)
     mirror = 0 if not zero.any() else edit.qmin + edit.qmax  # q - z changes sign, range kept
     q = torch.where(negative, mirror - q, q)
-    zero = torch.where(f < 0, mirror - zero, zero)
-    q = torch.where(dead, zero.reshape(wide).to(q.dtype), q)
+    zero = torch.where((f < 0).reshape(columns), mirror - zero, zero)
+    q = torch.where(dead, _spread(zero, axis, q.shape, grid.group).to(q.dtype), q)
     if int(q.max()) > edit.qmax or int(q.min()) < edit.qmin:
         return (
             f"a channel with negative BatchNorm weight uses {edit.qmin}, which has no mirror; "
             "quantize with a narrow range"
         )
-    return WeightGrid(q, scale.float(), zero, axis, grid.signed, grid.bits)
+    return WeightGrid(q, scale.float(), zero, axis, grid.signed, grid.bits, grid.group)
 
 
-def _along(values: Tensor, axis: int | None, ndim: int) -> Tensor:
+def _spread(values: Tensor, axis: int | None, shape: Size, group: int | None) -> Tensor:
+    """Values of channels or groups, so that they broadcast over a weight of this shape."""
+    if group is not None:
+        return values.repeat_interleave(group, 1).reshape(shape)
     if axis is None:
         return values
-    shape = [1] * ndim
-    shape[axis] = -1
-    return values.reshape(shape)
+    wide = [1] * len(shape)
+    wide[axis] = -1
+    return values.reshape(wide)

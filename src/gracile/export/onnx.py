@@ -216,6 +216,17 @@ class _Editor:
         self.tensors[free] = numpy_helper.from_array(np.asarray(value, order="C"), free)
         return free
 
+    def add_integers(self, name: str, value: np.ndarray, bits: int, signed: bool) -> str:
+        """An initializer of 4 bits each where they are enough, else of 8."""
+        from onnx import TensorProto, helper
+
+        free = self.add_tensor(name, value.astype(np.int8 if signed else np.uint8))
+        if bits <= 4:
+            kind = TensorProto.INT4 if signed else TensorProto.UINT4
+            levels = value.reshape(-1).tolist()
+            self.tensors[free] = helper.make_tensor(free, kind, value.shape, levels)
+        return free
+
     def insert(self, before: Any, *nodes: Any) -> None:
         at = next(k for k, n in enumerate(self.nodes) if n is before)
         self.nodes[at:at] = nodes
@@ -405,6 +416,9 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
 
     for mark, address in _marks(edit, WEIGHT):
         grid, name = prepared.weights[address], mark.output[0]
+        if grid.group is not None:
+            _grouped_weight(edit, mark, address, grid)
+            continue
         q = grid.q.numpy().astype(np.int8 if grid.signed else np.uint8)
         axis, last = grid.axis, mark
         for table in [r for r in edit.readers(name) if r.op_type == "Gather"]:
@@ -429,6 +443,31 @@ def _weight_marks(edit: _Editor, prepared: Prepared) -> None:
         edit.insert(last, helper.make_node("DequantizeLinear", names, [out], **extra))
         edit.redirect(last.output[0], out)
         edit.remove(last)
+
+
+def _grouped_weight(edit: _Editor, mark: Any, address: str, grid: WeightGrid) -> None:
+    """Integers with a scale for each group of inputs, of 4 bits where they fit.
+
+    Outputs first, whatever reads it: with inputs first ONNX Runtime makes a MatMulNBits of it,
+    which rounds what the layer reads to 8 bits.
+    """
+    from onnx import helper
+
+    rows = grid.q.flatten(1).numpy()
+    stored = edit.add_integers(address, rows, grid.bits, grid.signed)
+    names = [stored, edit.add_tensor(f"{stored}.scale", grid.scale.numpy().astype(np.float32))]
+    if bool(grid.zero_point.any()):
+        zero = grid.zero_point.numpy()
+        names.append(edit.add_integers(f"{stored}.zero_point", zero, grid.bits, grid.signed))
+    out, size = f"{stored}.dequantized", grid.group
+    new = [helper.make_node("DequantizeLinear", names, [out], axis=1, block_size=size)]
+    if grid.q.ndim > 2:
+        shape = edit.add_tensor(f"{stored}.shape", np.asarray(grid.q.shape, np.int64))
+        new.append(helper.make_node("Reshape", [out, shape], [f"{stored}.reshaped"]))
+        out = f"{stored}.reshaped"
+    edit.insert(mark, *new)
+    edit.redirect(mark.output[0], out)
+    edit.remove(mark)
 
 
 def _integer_table(edit: _Editor, node: Any, address: str, grid: WeightGrid, q: np.ndarray) -> None:

@@ -345,11 +345,15 @@ def _precision(
     if not activations and not weights:
         return "f32"
     whole = all(
-        n.params.get("weight") in weights
+        _in_integers(weights.get(n.params.get("weight", "")))
         and (_reads_dynamic(graph, n) or all(_on_grid(graph, i, activations) for i in n.inputs))
         for n in graph.of_op("conv", "conv_transpose", "linear")
     )
     return "int8" if whole and not graph.of_op(*FLOAT_LAYERS) else "mixed"
+
+
+def _in_integers(grid: WeightGrid | None) -> bool:
+    return grid is not None and grid.group is None  # what has a scale for each group is not summed
 
 
 def _reads_dynamic(graph: Graph, reader: Node) -> bool:

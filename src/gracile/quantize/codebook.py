@@ -5,6 +5,8 @@ et al. 2016, arXiv:1512.06473, section 3: a short vector along the input channel
 a table for each stretch of these.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +100,11 @@ class Shared:
         return int(self.values.shape[-2 if self.values.dim() == 3 else 0]) + int(self.zeros)
 
     @property
+    def bucket(self) -> int | None:
+        """Weights between the ends of which the levels lie; None: they are values themselves."""
+        return None
+
+    @property
     def block(self) -> int:
         """Weights that one code stands for."""
         return int(self.values.shape[-1]) if self.values.dim() == 3 else 1
@@ -118,6 +125,9 @@ class Shared:
         """A mask came later: what it hides is of code 0, which is zero."""
         self.codes = torch.where(keep.to(self.codes.device), self.codes, 0)
 
+    def settle(self, weight: Tensor) -> None:
+        """Keep what follows the weight; here that is nothing, the codes stand still anyway."""
+
     def drop_zero(self) -> None:
         """Where no weight is zero after all, the codebook needs no entry for it."""
         if self.zeros and len(self.values) > 1 and bool((self.codes > 0).all()):
@@ -134,6 +144,10 @@ class Shared:
         """Round the entries to what a narrower type holds."""
         with torch.no_grad():
             self.values.copy_(self.values.to(dtype))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run makes it of."""
+        return {**self.tensors(), "zeros": self.zeros}
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """What a file holds: `codebook`, `codes` and, for vectors, `columns`."""

@@ -42,6 +42,7 @@ from gracile.quantize.grid import (
     observer_for,
     params_of,
 )
+from gracile.quantize.groups import GroupedGrid, grouped
 from gracile.quantize.observers.base import Observer
 from gracile.quantize.overrides import Override, bits_of, left_float
 from gracile.quantize.patterns import WEIGHT_OPS
@@ -163,6 +164,10 @@ class ObservedOptions(QuantizeOptions):
             is folded at export multiplies its weight's scales; those of activations stay.
         zero: how 0.0 gets onto an asymmetric grid: nudge moves an end of the range by up to half a
             step, tune widens the range so that neither end moves inwards (NNCF).
+        group_size: a scale (and zero point) for each so many inputs in a row of one output, in the
+            place of one for the whole output, with `activations: false`: no integer kernel takes
+            such weights. Inputs of a convolution are its input channels times the places of its
+            kernel. A weight of which they are no whole groups has one scale for each output.
         fold_bn: with one scale for a weight, it is that of the weight with the BatchNorm behind it
             folded in by its running statistics, as a runtime stores it. With a scale for each
             channel it would be the same grid.
@@ -171,6 +176,25 @@ class ObservedOptions(QuantizeOptions):
     scale: Scale = "float"
     zero: Zero = "nudge"
     fold_bn: bool = False
+    group_size: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.group_size is None:
+            return self
+        if self.activations:
+            raise ValueError(
+                "group_size is for weights alone, as no integer kernel takes a scale for each "
+                "group; write activations: false"
+            )
+        if self.per_channel is False or self.fold_bn:
+            raise ValueError("group_size and one scale for a weight exclude each other; keep one")
+        if self.precision is not None:
+            raise ValueError(
+                "precision does not count the scales of groups; leave out group_size, or give "
+                "single weights their bits by overrides"
+            )
+        return self
 
     @model_validator(mode="after")
     def _foldable(self) -> Self:
@@ -211,6 +235,7 @@ class Quantizer(Choosing):
         self.found: dict[str, Range] = {}  # of activations that are observed, by id
         self._seen: tuple[Graph, Graph] | None = None  # the session's graph, and taken apart
         self.norms: dict[str, Node] = {}  # weight -> the BatchNorm its grid has folded in
+        self.ungrouped: dict[str, str] = {}  # weights that have no groups though asked for -> why
         self.floats: dict[str, str] = {}  # operators that were reverted -> why
         self.placed: Placed | None = None  # before any was
         self.laid = False
@@ -242,6 +267,9 @@ class Quantizer(Choosing):
                 grid = self.grids.get(part.at)
                 if grid is not None and part.dim == grid.spec.axis:
                     grid.keep(torch.tensor(part.keep))
+                elif isinstance(grid, GroupedGrid):
+                    grid.keep_inputs(part.keep, part.of)
+        self._refuse_torn_groups(s)
 
     def on_detach(self, s: Any) -> Iterable[Bits]:
         """Keep all scales and say what is on which grid."""
@@ -260,6 +288,9 @@ class Quantizer(Choosing):
             self.choose_precision(s)
             placement = self._place(s)
             self._note(s, placement)
+            for address, why in self.ungrouped.items():
+                why = f"{why}; a scale for each output channel"
+                s.note(address, "precision", None, None, why, self.id)
             if getattr(self.options, "decompose", False) == "auto":
                 note_whole(s, self.id)
         self.placement = placement
@@ -404,6 +435,7 @@ class Quantizer(Choosing):
                     symmetric=w.symmetric,
                     axis=w.axis,
                     narrow=w.narrow,
+                    group=w.group,
                     key=f"{w.address}.weight",
                 )
                 for w in weights
@@ -503,6 +535,12 @@ class Quantizer(Choosing):
         placement = self._placed(s)
         bits = self.chosen | self._fixed(s, placement)
         placement = with_bits(placement, bits, self._weight_bits)
+        size = getattr(self.options, "group_size", None)
+        if size is not None:
+            shapes = {w.address: s.parameter(w.address).shape for w in placement.weights}
+            same = canonical_addresses(s.model)
+            placement, self.ungrouped = grouped(placement, self._graph(s), shapes, size, same)
+            return placement
         if not getattr(self.options, "fold_bn", False):
             return placement
         self.norms = norms_behind(self._graph(s))
@@ -574,10 +612,22 @@ class Quantizer(Choosing):
 
     def _grid(self, spec: WeightSpec) -> WeightGrid:
         """The overlay of one weight."""
+        if spec.group is not None:
+            return GroupedGrid(spec, self.options.weight_observer.fn, self.options.params)
         if spec.address in self.norms:
             factor = partial(norm_factor, self.session, self.norms[spec.address])
             return FoldedGrid(spec, self.options.weight_observer.fn, self.options.params, factor)
         return WeightGrid(spec, self.options.weight_observer.fn, self.options.params)
+
+    def _refuse_torn_groups(self, s: Any) -> None:
+        for address, grid in self.grids.items():
+            inputs = s.parameter(address).shape[1:].numel()
+            if isinstance(grid, GroupedGrid) and inputs % grid.size:
+                raise BindError(
+                    f"'{self.id}': {inputs} inputs of '{address}' are left after a cut, which are "
+                    f"no whole groups of {grid.size}. Cut before '{self.id}' lays its grids, or by "
+                    "whole groups (multiple_of of the pruning entry), or leave this weight out."
+                )
 
     def _params(self, members: list[ActivationSpec]) -> tuple[Tensor, Tensor]:
         """Scale and zero point of activations that share them, as observed."""

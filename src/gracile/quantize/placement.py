@@ -20,7 +20,10 @@ from gracile.quantize.profile import Profile
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """The grid of one weight; `axis` is its output-channel axis, None for one scale."""
+    """The grid of one weight; `axis` is its output-channel axis, None for one scale.
+
+    With `group` there is a scale for each so many inputs in a row of one output.
+    """
 
     address: str
     bits: int
@@ -28,6 +31,7 @@ class WeightSpec:
     symmetric: bool
     axis: int | None
     narrow: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True)

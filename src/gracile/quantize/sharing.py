@@ -1,4 +1,4 @@
-"""What both ways of sharing weights have in common: the overlay, its training, edits and state."""
+"""What all ways of sharing weights have in common: the overlay, its training, edits and state."""
 
 import math
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ class Sharing(core.Method):
 
     The codebooks have an optimizer of their own, which steps when the training's does: their
     gradients are sums over thousands of weights and want another learning rate, and no weight
-    decay. The stored weight stands still and gets no gradient.
+    decay. The stored weight stands still and gets no gradient, unless `shared` passes it on.
 
     Attributes:
         shared: address -> its codebook and codes, from the firing on.
@@ -73,7 +73,7 @@ class Sharing(core.Method):
     Options: ClassVar[type[core.Options]] = SharingOptions
 
     def on_attach(self, s: Any) -> None:
-        if s.recipe.train.autocast == "fp16" and not self.options.when.at_end:
+        if self._tunes() and s.recipe.train.autocast == "fp16" and not self.options.when.at_end:
             raise BindError(
                 f"'{self.id}': the loss scaling of autocast: fp16 does not reach its codebooks, "
                 "which have an optimizer of their own. Use autocast: bf16."
@@ -96,7 +96,7 @@ class Sharing(core.Method):
         s.changed = True
 
     def on_before_step(self, s: Any) -> None:
-        if not self.shared or not self.options.train:
+        if not self.shared or not self._tunes():
             return
         average_gradients(nn.ParameterList(x.values for x in self.shared.values()))
         self.optimizer.step()
@@ -127,14 +127,17 @@ class Sharing(core.Method):
                 x.hide(keep)
             x.drop_zero()
             x.round_(TYPES[self.options.codebook])
+            x.settle(s.overlays.effective(address, upto="mask").detach())
             s.note(address, "precision", "shared", None, x.described(), self.id)
         return [
-            Share(by=self.id, at=a, key=f"{a}.shared", levels=x.levels, block=x.block)
+            Share(
+                by=self.id, at=a, key=f"{a}.shared", levels=x.levels, block=x.block, bucket=x.bucket
+            )
             for a, x in self.shared.items()
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """`<key>.codebook`, `<key>.codes` and, for vectors, `<key>.columns` of every Edit."""
+        """`<key>.codebook`, `<key>.codes` and what else `restore` needs, of every Edit."""
         dtype = TYPES[self.options.codebook]
         return {
             f"{a}.shared.{name}": value
@@ -144,15 +147,16 @@ class Sharing(core.Method):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "shared": {a: {**x.tensors(), "zeros": x.zeros} for a, x in self.shared.items()},
+            "shared": {a: x.state() for a, x in self.shared.items()},
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         s = self.session
         for a, stored in state["shared"].items():
-            tensors = {k: v.to(s.device) for k, v in stored.items() if k != "zeros"}
-            self.shared[a] = Shared(**tensors, zeros=bool(stored["zeros"]))
+            self.shared[a] = self._again(
+                {k: v.to(s.device) if isinstance(v, Tensor) else v for k, v in stored.items()}
+            )
             s.overlays.set(a, LAYER, self.shared[a])
         self._make_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
@@ -162,6 +166,14 @@ class Sharing(core.Method):
     def _share(self, s: Any, address: str, weight: Tensor) -> Shared | str:
         """Codebook and codes for a weight as the overlays below leave it, or why it gets none."""
         raise TypeError(f"{type(self).__name__} does not say how weights are shared")
+
+    def _again(self, state: dict[str, Any]) -> Shared:
+        """What `Shared.state` was of."""
+        return Shared(**state)
+
+    def _tunes(self) -> bool:
+        """Whether codebooks are trained."""
+        return bool(self.options.train)
 
     def _share_all(self, s: Any) -> None:
         """Fill `shared`; layer by layer, in order."""

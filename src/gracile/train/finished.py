@@ -24,6 +24,7 @@ from gracile.graph.depth import covers
 from gracile.models.spec import architecture_sha
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.binary import signed_scale
+from gracile.quantize.groups import on_groups
 from gracile.quantize.restore import simulate
 from gracile.recipe.load import load as load_recipe
 from gracile.train.checkpoint import REPLAYED, check_kinds, load_state, stored_tensors
@@ -186,6 +187,9 @@ def settled(value: Tensor, edits: Sequence[Mask | Bits], tensors: Mapping[str, T
             value = value * tensors[e.key].to(value.dtype)
         else:
             scale, zero_point = tensors[f"{e.key}.scale"], tensors[f"{e.key}.zero_point"]
+            if e.group is not None:
+                value = on_groups(value, scale, zero_point, e.qmin, e.qmax)
+                continue
             if e.bits == 1 and e.signed:
                 value = signed_scale(value, scale, e.axis)
             else:
@@ -207,6 +211,7 @@ def describe(edit: Any) -> str:
             return f"{edit.at}: taken apart" + (f", {edit.steps} steps" if edit.steps else "")
         case "bits":
             when = ", range found at run time" if edit.dynamic else ""
+            when = f", a scale for each {edit.group} inputs" if edit.group else when
             return f"{edit.role} {edit.at}: {'' if edit.signed else 'u'}int{edit.bits}{when}"
     return str(getattr(edit, "at", getattr(edit, "block", "")))
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from gracile.core.plan import Plan
 from gracile.errors import UserError
 from gracile.export.packed import TYPES, Header, Packed, Stored, pack, read_header, unpack
+from gracile.quantize import bucketed
 from gracile.quantize.codebook import restore
 
-PARTS = ("codebook", "codes", "columns")
+PARTS = ("codebook", "codes", "columns", "low", "width", "bucket")
 
 
 def packed(tensors: Mapping[str, Tensor], plan: Plan) -> Packed:
@@ -57,7 +58,7 @@ def made(tensors: Mapping[str, Tensor], key: str) -> Tensor:
         ValueError: one of them is missing, or they do not fit together.
     """
     found = [tensors.get(f"{key}.{part}") for part in PARTS]
-    codebook, codes, columns = found
+    codebook, codes, columns, low, width, bucket = found
     if codebook is None or codes is None:
         raise ValueError(f"its codebook or codes ('{key}.codes') are missing")
     vectors = codebook.dim() == 3 and codes.dim() > 1 and codes.shape[1] == codebook.shape[0]
@@ -68,7 +69,16 @@ def made(tensors: Mapping[str, Tensor], key: str) -> Tensor:
         raise ValueError(
             f"codes of {tuple(codes.shape)} do not fit a codebook of {tuple(codebook.shape)}"
         )
-    return restore(codebook.float(), codes, columns if vectors else None)
+    if low is None or width is None or bucket is None:
+        return restore(codebook.float(), codes, columns if vectors else None)
+    size = int(bucket) if bucket.numel() == 1 else 0
+    if vectors or size < 1 or not low.shape == width.shape == (math.ceil(codes.numel() / size),):
+        raise ValueError(
+            f"ends of {tuple(low.shape)} and {tuple(width.shape)} buckets do not fit codes of "
+            f"{tuple(codes.shape)}"
+        )
+    size = min(size, max(1, codes.numel()))  # few bytes cannot claim a bucket of any size
+    return bucketed.restore(codebook.float(), codes, low.float(), width.float(), size)
 
 
 @dataclass(frozen=True)

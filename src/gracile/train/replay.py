@@ -27,6 +27,7 @@ from gracile.graph.expand import merged
 from gracile.graph.surgery import verified_apply
 from gracile.graph.verify import Proof
 from gracile.quantize.affine import asymmetric_params, symmetric_params
+from gracile.quantize.groups import in_groups
 from gracile.train.finished import Finished, named_tensors, settled, value_edits
 
 
@@ -93,6 +94,7 @@ def undo(run: Finished, steps: Sequence[str]) -> Undone:
                 continue
             lossy = value_edits(plan, name)
             for e in lossy:
+                _check_groups(e, fresh, tensors)
                 _grow_key(e, tensors, fresh, now, wanted)
             present[name] = merged(name, fresh, wanted, present[name], now)
             if lossy:
@@ -130,6 +132,16 @@ def _check_apart(dropped: Iterable[Any], plan: Plan) -> None:
             )
 
 
+def _check_groups(e: Mask | Bits, fresh: Tensor, tensors: dict[str, Tensor]) -> None:
+    if isinstance(e, Bits) and e.group is not None:
+        had = tensors[f"{e.key}.scale"].shape[1] * e.group
+        if fresh.shape[1:].numel() != had:
+            raise UserError(
+                f"edit {e.id}: '{e.at}' has a scale for each {e.group} of {had} inputs, and other "
+                f"inputs come back between them; undo '{e.by}' as well."
+            )
+
+
 def _keyed(run: Finished, plan: Plan) -> dict[str, Tensor]:
     """What the keys of a Plan name, of the tensors a run stored."""
     names = [e.key for e in plan.of_kind("mask")]
@@ -146,7 +158,10 @@ def _grow_key(
         everything = torch.ones(fresh.shape, dtype=torch.bool)
         tensors[e.key] = merged(e.at, everything, wanted, tensors[e.key], now)
     elif e.axis is not None:
-        rows = fresh.transpose(0, e.axis).flatten(1)
+        if e.group is None:
+            rows = fresh.transpose(0, e.axis).flatten(1)
+        else:
+            rows = in_groups(fresh, e.group)
         low, high = rows.amin(1), rows.amax(1)
         new = (
             symmetric_params(low, high, e.bits, e.signed, e.narrow)
@@ -159,6 +174,7 @@ def _grow_key(
         )
         for part, values in zip(("scale", "zero_point"), new, strict=True):
             key = f"{e.key}.{part}"
+            values = values if e.group is None else values.reshape(len(fresh), -1)
             tensors[key] = merged(e.at, values, target, tensors[key], here)
 
 
