@@ -253,6 +253,11 @@ def test_learned_levels_are_not_rounded_with_noise():
         case.session(LEARNED.replace("bits: 2", "bits: 2, rounding: stochastic"))
 
 
+def test_levels_that_have_no_time_to_learn_are_refused():
+    with pytest.raises(RecipeError, match=r"poor before any training.*start: 0ep"):
+        case.session("m: {quantize: levels, levels: learned}")
+
+
 def test_noise_helps_no_network_after_training():
     _, result = case.trained(NOISY)
     x = case.batches(5)[0][0]

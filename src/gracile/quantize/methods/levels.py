@@ -46,6 +46,11 @@ class LevelsOptions(SharingOptions):
                 "learned levels are rounded to the nearest; write rounding: nearest, or levels: "
                 "uniform"
             )
+        if self.levels == "learned" and self.when.at_end:
+            raise ValueError(
+                "learned levels start at quantiles, which are poor before any training; write "
+                "when: {start: 0ep}, or levels: uniform (or quantize: share) after training"
+            )
         return self
 
     @property
