@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from cli_case import compress
+from cli_case import HEAD, compress
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
@@ -175,6 +175,22 @@ def test_compress_keeps_what_the_design_says(finished):
         "ranges.json", "records.jsonl", "report.html", "history.json", "result.json", "state",
     }  # fmt: skip
     assert load_file(finished / "model.safetensors")["stem.weight"].shape[0] == 4
+
+
+def test_a_run_that_leaves_masks_counts_what_is_not_zero_and_packs_it(place, as_json, call):
+    (place / "zeros.yaml").write_text(
+        HEAD + "  z: {prune: oneshot, weights: inner.weight, sparsity: 0.75, when: {at: 0ep}}\n"
+    )
+    found = as_json(*compress("zeros.yaml", "zeros"))
+    stored = load_file(place / "zeros" / "model.safetensors")["inner.weight"]
+    assert int(stored.count_nonzero()) == stored.numel() // 4
+    assert found["after"]["params"] - found["after"]["nonzeros"] == 3 * stored.numel() // 4
+    assert found["after"]["packed_bytes"] == (place / "zeros" / "packed.safetensors").stat().st_size
+    assert "Parameters that are not 0" in call("report", "zeros")[1] + (
+        (place / "zeros" / "report.html").read_text()
+    )
+    (place / "zeros" / "model.safetensors").unlink()  # what was packed is enough
+    assert as_json("inspect", "zeros")["exit"] == 0
 
 
 def test_compress_prints_json_only_on_stdout_and_logs_only_on_stderr(call):

@@ -40,6 +40,7 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
         _plain("Loss (nats)", before.get("loss"), after.get("loss")),
         _scaled("Multiply-adds", COUNTS, before.get("macs"), after.get("macs")),
         _scaled("Parameters", COUNTS, before.get("params"), after.get("params")),
+        _scaled("Parameters that are not 0", COUNTS, before.get("nonzeros"), after.get("nonzeros")),
         _scaled("Size of the weights", SIZES, before.get("bytes"), after.get("bytes")),
         _scaled("Packed file", SIZES, before.get("bytes"), after["packed_bytes"])
         if "packed_bytes" in after

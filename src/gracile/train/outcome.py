@@ -141,7 +141,7 @@ def _column(
     return {
         **{k: scores["test"][k] for k in ("top1", "top5", "loss")},
         **{k: scores[k] for k in ("macs", "params", "bytes")},
-        **{k: scores[k] for k in ("packed_bytes",) if k in scores},
+        **{k: scores[k] for k in ("nonzeros", "packed_bytes") if k in scores},
         "accuracy": {r: v["evaluate"][which]["top1"] for r, v in runtimes.items()},
         "latency": {r: v["benchmark"]["latency_ms"][which] for r, v in runtimes.items()},
         "latency_records": {r: v["benchmark"]["latency"][which] for r, v in runtimes.items()},

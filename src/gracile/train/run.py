@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gracile.analyze.cost import totals
+from gracile.analyze.cost import Totals, totals
 from gracile.analyze.layers import layer_rows, stored_bytes
 from gracile.analyze.ledger import Ledger
 from gracile.benchmark.artifact import Artifact
@@ -162,10 +162,17 @@ class _Run:
         out = self._scores(model, "dense")
         cost_row = totals(model, capture(model, self.at.session.example))
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        out |= {"macs": cost_row.macs, "params": cost_row.params, "bytes": size}
-        self._record("macs", cost_row.macs, "count", model="dense")
-        self._record("params", cost_row.params, "count", model="dense")
+        out |= self._counted(model, cost_row, "dense")
+        out["bytes"] = size
         return out
+
+    def _counted(self, model: nn.Module, row: Totals, which: str) -> dict[str, int]:
+        """What a model costs by arithmetic, recorded."""
+        nonzeros = sum(int(p.count_nonzero()) for p in model.parameters())
+        found = {"macs": row.macs, "params": row.params, "nonzeros": nonzeros}
+        for metric, value in found.items():
+            self._record(metric, value, "count", model=which)
+        return found
 
     def train_and_finish(self) -> dict[str, Any]:
         """Train from the last saved epoch, finish, and write the compressed model."""
@@ -199,7 +206,7 @@ class _Run:
                 if value is not None:
                     s.track(f"val_{key}_cut", value)
         save_model(self.out, result)
-        if result.plan.of_kind("share"):
+        if result.plan.of_kind("share") or result.plan.of_kind("mask"):
             write_packed(self.out / PACKED, finished_tensors(result), result.plan)
         if result.ranges:
             save_ranges(self.out / RANGES, result.ranges)
@@ -222,13 +229,11 @@ class _Run:
         out = self._scores(result.model, "compressed")
         graph = capture(result.model, self.at.example())
         row = totals(result.model, graph)
-        out |= {"macs": row.macs, "params": row.params}
+        out |= self._counted(result.model, row, "compressed")
         out["bytes"] = stored_bytes(result.model, result.plan)
         if (self.out / PACKED).exists():
             out["packed_bytes"] = (self.out / PACKED).stat().st_size
             self._record("packed_bytes", out["packed_bytes"], "bytes", model="compressed")
-        self._record("macs", row.macs, "count", model="compressed")
-        self._record("params", row.params, "count", model="compressed")
         out["layers"] = layer_rows(self.at.dense_result.model, result, self.at.example())
         dense, _ = read_tensors(self.state / "predictions-dense.safetensors")
         mine, _ = read_tensors(self.state / "predictions-compressed.safetensors")
