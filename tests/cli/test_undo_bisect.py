@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from cli_case import compress
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gracile.core.plan import Plan
 from gracile.models.spec import resolve
@@ -46,6 +46,47 @@ def test_undo_measures_before_and_after_and_writes_a_model(done, as_json, place)
         factory=lambda: resolve(SPEC),
     ).model
     assert model.get_parameter("stem.weight").shape[0] == 8
+
+
+ATTENTIVE = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+"""
+
+
+def test_undo_of_quantization_puts_a_layer_together_again(place, as_json):
+    (place / "attentive.py").write_text(ATTENTIVE)
+    spec = "attentive.py:Net?num_classes=10"
+    torch.manual_seed(3)
+    save_file(resolve(spec).model.state_dict(), place / "attentive.safetensors")
+    run = compress("int8.yaml", "attentive", "--weights", "attentive.safetensors")
+    dense = as_json(*[spec if a == "net.py:Net" else a for a in run])["before"]
+    assert {e.kind for e in Plan.load(place / "attentive" / "plan.json")} == {"bits", "decompose"}
+    found = as_json("undo", "attentive", "--step", "int8", "--weights", "attentive.safetensors",
+                    "--out", "together")  # fmt: skip
+    assert {e["kind"] for e in found["undone"]} == {"bits", "decompose"}
+    assert found["edits"] == 0
+    assert found["after"]["params"] == dense["params"]
+    x = torch.zeros(2, 3, 32, 32)
+    model = load_model(place / "together", x, factory=lambda: resolve(spec)).model
+    whole = resolve(spec).model.eval()
+    written = load_file(place / "together" / "model.safetensors")  # as they were before rounding
+    rounded = load_file(place / "attentive" / "model.safetensors")["attention.in_proj_weight"]
+    moved = (written["attention.in_proj_weight"] - rounded).abs().max()
+    assert 0 < moved < float(rounded.abs().max()) / 127
+    whole.load_state_dict(written)
+    torch.testing.assert_close(model(x), whole(x))
 
 
 def test_undo_without_out_writes_nothing_and_prints_a_table(done, call, place):

@@ -59,6 +59,29 @@ def text(n, seed=1):
     return torch.randint(WORDS, (n, STEPS), generator=torch.Generator().manual_seed(seed))
 
 
+class Series(nn.Module):
+    """A recurrent layer of torch over a series, or its cell step by step; the mean decides."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell = kind.endswith("Cell")
+        self.layer = getattr(nn, kind)(4, 8, **({} if self.cell else {"batch_first": True}))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        if not self.cell:
+            return self.head(self.layer(x)[0].mean(1))
+        state, seen = None, []
+        for step in x.unbind(1):
+            state = self.layer(step, state)
+            seen.append(state[0] if isinstance(state, tuple) else state)
+        return self.head(torch.stack(seen, 1).mean(1))
+
+
+def series(n, seed=1):
+    return torch.randn(n, STEPS, 4, generator=torch.Generator().manual_seed(seed))
+
+
 def session(model, x, method, **options):
     recipe = loads(f"recipe: 1\nseed: 1\nmethods:\n  {method}\n")
     options = {"epochs": 0, **options}
@@ -181,6 +204,20 @@ def test_runtimes_compute_the_same(make, x, decompose, runtime, tmp_path):
     expected = result.model(batch).detach()
     got = ran(runtime, result, batch, tmp_path)
     # a step of rounding early in a series, or in front of attention, spreads
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_compute_every_kind_of_recurrence(kind, runtime, tmp_path):
+    torch.manual_seed(0)
+    result = ptq(Series(kind).eval(), series(16), "true", profile=runtime)
+    assert [e.at for e in result.plan.of_kind("decompose")] == ["layer"]
+    weights = [f"layer.weight_{k}" + ("" if kind.endswith("Cell") else "_l0") for k in ("ih", "hh")]
+    assert {*weights, "head.weight"} <= bits(result, "weight")
+    batch = series(8, seed=2)
+    expected = result.model(batch).detach()
+    got = ran(runtime, result, batch, tmp_path)
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
 
 
