@@ -71,7 +71,11 @@ def test_through_json_and_back(tmp_path):
     [
         ("m.onnx", None, "no such file"),
         ("m.xml", b"<net/>", r"m\.bin: no such file"),
-        ("m.txt", b"", r"an artifact ends in \.onnx, \.xml, \.safetensors, not '\.txt'"),
+        (
+            "m.txt",
+            b"",
+            r"an artifact ends in \.onnx, \.xml, \.param, \.pte, \.safetensors, not '\.txt'",
+        ),
         ("m.onnx", b"not a model", "not an ONNX file"),
         ("m.safetensors", b"junk", "not a safetensors file"),
     ],

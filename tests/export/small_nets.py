@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gracile import registry
 from gracile.benchmark.artifact import content_sha
+from gracile.benchmark.param import read
 from gracile.benchmark.processor import sums_saturate
 from gracile.core.plan import Architecture, Bits, Plan
 from gracile.graph.capture import capture
@@ -156,9 +157,12 @@ def with_fault(artifact, layer: str, filter: int, folder: Path):
     """A copy of the artifact in which one filter of one layer has the wrong sign."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.path.name
-    (_fault_in_onnx if path.suffix == ".onnx" else _fault_in_ir)(
-        artifact.path, path, f"{layer}.weight", filter
-    )
+    if path.suffix == ".param":
+        unit = next(u.id for u in artifact.units if layer in u.layers)
+        _fault_in_param(artifact.path, path, unit, filter)
+    else:
+        fault = _fault_in_onnx if path.suffix == ".onnx" else _fault_in_ir
+        fault(artifact.path, path, f"{layer}.weight", filter)
     return replace(artifact, path=path, sha=content_sha(path))
 
 
@@ -185,6 +189,27 @@ def _fault_in_ir(source: Path, target: Path, name: str, filter: int) -> None:
     values[filter] = -values[filter]
     content[start : start + size] = values.tobytes()
     target.write_bytes(source.read_bytes())
+    target.with_suffix(".bin").write_bytes(content)
+
+
+def _fault_in_param(source: Path, target: Path, unit: str, filter: int) -> None:
+    content, at = bytearray(source.with_suffix(".bin").read_bytes()), 0
+    for x in read(source.read_text())[0]:
+        p = x.params
+        if x.type in ("Convolution", "InnerProduct"):
+            bias, count = (p[5], p[6]) if x.type == "Convolution" else (p[1], p[2])
+            kind = np.int8 if x.in_integers else np.float32
+            size = count * np.dtype(kind).itemsize
+            if x.name.startswith(f"{unit}@"):
+                values = np.frombuffer(content[at + 4 : at + 4 + size], kind).reshape(p[0], -1)
+                values[filter] = -values[filter]
+                content[at + 4 : at + 4 + size] = values.tobytes()
+            at += 4 + size + -size % 4 + 4 * p[0] * bias
+            at += 4 * (p[0] + 1 + (p[8] > 100)) if x.in_integers else 0
+        elif x.type == "Quantize":
+            at += 4
+    assert at == len(content)
+    target.write_text(source.read_text())
     target.with_suffix(".bin").write_bytes(content)
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gracile.export import onnx as onnx_export
-from gracile.export.direct import EMIT, NotPlain, to_proto
+from gracile.export.direct import EMIT, to_proto
 from gracile.export.onnx import OPSET, to_onnx
+from gracile.export.plain import NotPlain
 from gracile.export.prepare import prepare
 from gracile.models.spec import resolve
 from gracile.nn.binary import Step

@@ -1,19 +1,27 @@
 """What an export leaves on disk and how to open it again: one file, its units and its facts."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from gracile.benchmark import param
 from gracile.core.state import sha256
 from gracile.errors import MissingExtra, UserError
 
 KEY = "gracile"  # prefix of our entries in a file's own metadata
 FORMAT = "1"
 UNIT_MARK = "@"  # an operator's name in a file is "<unit>@<operator><number>"
-RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".safetensors": "pytorch"}
+RUNTIMES = {
+    ".onnx": "onnxruntime",
+    ".xml": "openvino",
+    ".param": "ncnn",
+    ".pte": "executorch",
+    ".safetensors": "pytorch",
+}
+WITH_WEIGHTS = (".xml", ".param")  # whose numbers are in a second file, `.bin`
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Artifact:
     """An exported model.
 
     Attributes:
-        path: the file (`.onnx`, `.xml` with its `.bin`, `.safetensors`).
+        path: the file (`.onnx`, `.xml` or `.param` with its `.bin`, `.pte`, `.safetensors`).
         runtime: the registered runtime that runs it.
         sha: hash of the file's content (of all its files).
         precision: "f32", "int8" (every layer with weights computes in integers) or "mixed".
@@ -95,7 +103,7 @@ def unit_in(name: str, ids: Collection[str]) -> str:
 
 def files(path: Path) -> list[Path]:
     """The files an artifact consists of."""
-    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    return [path, path.with_suffix(".bin")] if path.suffix in WITH_WEIGHTS else [path]
 
 
 def artifact_path(path: str | Path, runtime: str) -> Path:
@@ -151,8 +159,7 @@ def open_artifact(path: str | Path, module: Any = None) -> Artifact:
     missing = [p for p in files(path) if not p.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file.")
-    read = {".onnx": _read_onnx, ".xml": _read_ir, ".safetensors": _read_safetensors}[path.suffix]
-    values, inputs, guess = read(path)
+    values, inputs, guess = READERS[path.suffix](path)
     try:
         stored = json.loads(values.get(f"{KEY}.inputs", "[]"))
         units = json.loads(values.get(f"{KEY}.units", "[]"))
@@ -215,6 +222,19 @@ def _shape(layer: ElementTree.Element) -> tuple[int, ...]:
     return tuple(1 if d < 0 else d for d in dims)
 
 
+def _read_param(path: Path) -> Read:
+    try:
+        layers, values = param.read(path.read_text())
+    except ValueError as e:
+        raise UserError(f"{path}: not an ncnn network: {e}.") from None
+    inputs = tuple(
+        (x.outputs[0], (1, *(n for k in (2, 1, 0) if isinstance(n := x.params.get(k), int) and n)))
+        for x in layers
+        if x.type == "Input"
+    )
+    return values, inputs, "mixed" if any(x.in_integers for x in layers) else "f32"
+
+
 def _read_safetensors(path: Path) -> Read:
     from safetensors import SafetensorError, safe_open
 
@@ -223,3 +243,45 @@ def _read_safetensors(path: Path) -> Read:
             return dict(file.metadata() or {}), (), "f32"
     except SafetensorError as e:
         raise UserError(f"{path}: not a safetensors file: {e}.") from None
+
+
+FACTS_END = b"gracile-facts"  # the last bytes of a file with facts behind its content
+
+
+def with_facts(content: bytes, values: Mapping[str, str]) -> bytes:
+    """A file's content with facts behind it, for formats that do not read what follows.
+
+    The facts are JSON, then their length in 8 bytes, then `FACTS_END`.
+    """
+    data = json.dumps(dict(values)).encode()
+    return content + data + len(data).to_bytes(8, "little") + FACTS_END
+
+
+def facts_behind(content: bytes) -> dict[str, str]:
+    """The facts that `with_facts` put behind a content; {} if there are none."""
+    if not content.endswith(FACTS_END):
+        return {}
+    end = len(content) - len(FACTS_END) - 8
+    size = int.from_bytes(content[end : end + 8], "little")
+    return {str(k): str(v) for k, v in json.loads(content[end - size : end]).items()}
+
+
+def units_path(path: Path) -> Path:
+    """The program beside a `.pte` that shows its units; no part of the artifact."""
+    return path.with_suffix(".units")
+
+
+def _read_pte(path: Path) -> Read:
+    content = path.read_bytes()
+    if content[4:6] != b"ET":  # the identifier of its flatbuffer
+        raise UserError(f"{path}: not an ExecuTorch program.")
+    return facts_behind(content), (), "f32"
+
+
+READERS: Mapping[str, Callable[[Path], Read]] = {
+    ".onnx": _read_onnx,
+    ".xml": _read_ir,
+    ".param": _read_param,
+    ".pte": _read_pte,
+    ".safetensors": _read_safetensors,
+}

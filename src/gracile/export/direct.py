@@ -13,23 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from gracile.export.prepare import BIAS, WEIGHT, Mark, MarkedLayer, Prepared
-from gracile.export.units import MOVES
-from gracile.graph.normalize import Call, call_key, call_of, module_call
+from gracile.export.plain import (
+    Dims,
+    NotPlain,
+    check_dropout_is_off,
+    check_in_place,
+    constant_padding,
+    dims_of,
+    each,
+    part_lengths,
+    read_call,
+    returned,
+    slices,
+    stored,
+    window,
+)
+from gracile.export.prepare import BIAS, WEIGHT, MarkedLayer, Prepared
+from gracile.graph.normalize import Call
 from gracile.graph.oprule import COMPUTED
 from gracile.graph.ops.shape import permuted_dims
-from gracile.graph.record import sized
 
 DOMAIN = "gracile"  # of marks
 IR_VERSION = 10
-BATCHES = (2, 3)
 FLOAT = 1  # TensorProto.FLOAT
 INPUTS = {torch.float32: "FLOAT", torch.int64: "INT64"}
-Dims = tuple[int | None, ...]  # None: it depends on the batch
-
-
-class NotPlain(Exception):
-    """An operator, or a form of one, that only torch's exporter can write."""
 
 
 def to_proto(prepared: Prepared, example: Sequence[Tensor], opset: int) -> Any:
@@ -43,7 +50,7 @@ def to_proto(prepared: Prepared, example: Sequence[Tensor], opset: int) -> Any:
     if any(x.dtype not in INPUTS for x in example):
         raise NotPlain("an input that is neither float32 nor int64")
     kinds = iter(INPUTS[x.dtype] for x in example)
-    writer = Writer(prepared.module, _dims(prepared.module, example))
+    writer = Writer(prepared.module, dims_of(prepared.module, example))
     inputs = []
     names = iter(name for name, _ in prepared.inputs)
     for node in prepared.module.graph.nodes:
@@ -52,12 +59,9 @@ def to_proto(prepared: Prepared, example: Sequence[Tensor], opset: int) -> Any:
             writer.names[node] = name
             inputs.append(_info(name, writer.dims[node], next(kinds)))
         elif node.op == "output":
-            returned = node.args[0]
+            results = returned(node)
         else:
             writer.names[node] = writer.write(node)
-    results = [returned] if isinstance(returned, fx.Node) else returned
-    if not isinstance(results, (tuple, list)) or not all(isinstance(r, fx.Node) for r in results):
-        raise NotPlain("what the forward returns is no tensor and no tuple of tensors")
     if len({writer.name(r) for r in results}) < len(results):
         raise NotPlain("one tensor is returned twice")
     graph = helper.make_graph(
@@ -94,8 +98,8 @@ class Writer:
     def write(self, node: fx.Node) -> Any:
         """Write one fx node; what its output is called."""
         if node.op == "get_attr":
-            return self.tensor(str(node.target), _attribute(self.module, str(node.target)))
-        call = self._call(node)
+            return self.tensor(str(node.target), stored(self.module, str(node.target)))
+        call = read_call(self.module, node)
         if call.op == "size":  # a number; whoever needs it reads the shape of his own output
             return None
         emit, known = EMIT.get(call.op), (*SHAPES, *(call.rule.roles if call.rule else ()))
@@ -103,7 +107,7 @@ class Writer:
             raise NotPlain(f"'{call.name}'")
         if call.attrs.keys() & OTHER_NAMES:
             raise NotPlain(f"'{call.name}' with NumPy's names of its arguments")
-        _check_in_place(node, call)
+        check_in_place(node, call)
         before = len(self.nodes)
         made = emit(self, node, call)
         dims = self.dims.get(node)
@@ -158,15 +162,6 @@ class Writer:
         """A stored float32 number."""
         return self.tensor(f"const{len(self.tensors)}", np.asarray(value, np.float32))
 
-    def _call(self, node: fx.Node) -> Call:
-        if node.op == "call_module":
-            module = self.module.get_submodule(str(node.target))
-            if isinstance(module, Mark):
-                return Call("mark", None, "mark", attrs={"name": module.name})
-            if isinstance(module, MarkedLayer):
-                return module_call(module.layer, f"{node.target}.layer", node.all_input_nodes)
-        return call_of(node, self.module.get_submodule, lambda n: None)
-
 
 # ------------------------------------------------------------------ operators
 
@@ -184,12 +179,7 @@ def _same(w: Writer, node: fx.Node, call: Call) -> str:
 
 
 def _dropout(w: Writer, node: fx.Node, call: Call) -> str:
-    if node.op == "call_module":
-        on = w.module.get_submodule(str(node.target)).training
-    else:
-        on = call.attrs.get("training", True) is not False
-    if on:
-        raise NotPlain("a dropout that is on")
+    check_dropout_is_off(w.module, node, call)
     return w.name(call.args[0])
 
 
@@ -214,8 +204,8 @@ def _with(op: str, **names: tuple[str, Any]) -> Emit:
 def _clip(low: tuple[str, float | None], high: tuple[str, float | None]) -> Emit:
     def emit(w: Writer, node: fx.Node, call: Call) -> Any:
         ends = [call.attrs.get(name, default) for name, default in (low, high)]
-        stored = ["" if e is None else w.scalar(float(e)) for e in ends]
-        return w.add("Clip", [w.name(call.args[0]), *stored])
+        given = ["" if e is None else w.scalar(float(e)) for e in ends]
+        return w.add("Clip", [w.name(call.args[0]), *given])
 
     return emit
 
@@ -246,7 +236,7 @@ def _operands(w: Writer, node: fx.Node, call: Call) -> tuple[str, str, str | Non
     if node.op != "call_module":
         return names[0], names[1], names[2] if len(names) > 2 else None
     module = w.module.get_submodule(str(node.target))
-    found = {r: w.tensor(a, _attribute(w.module, a)) for r, a in call.params.items()}
+    found = {r: w.tensor(a, stored(w.module, a)) for r, a in call.params.items()}
     if isinstance(module, MarkedLayer):
         found["weight"] = w.mark(WEIGHT + module.address, found["weight"])
         if "bias" in found:
@@ -260,16 +250,16 @@ def _convolution(op: str) -> Emit:
         a, spatial = call.attrs, len(w.dims[call.args[0]] or ()) - 2
         if a["padding_mode"] != "zeros" or isinstance(a["padding"], str) or spatial < 1:
             raise NotPlain(f"'{call.op}' with padding {a['padding']}, {a['padding_mode']}")
-        padding = _each(a["padding"], spatial)
+        padding = each(a["padding"], spatial)
         extra = (
-            {"output_padding": _each(a["output_padding"], spatial)} if "output_padding" in a else {}
+            {"output_padding": each(a["output_padding"], spatial)} if "output_padding" in a else {}
         )
         return w.add(
             op,
             [x, weight] if bias is None else [x, weight, bias],
-            strides=_each(a["stride"], spatial),
+            strides=each(a["stride"], spatial),
             pads=[*padding, *padding],
-            dilations=_each(a["dilation"], spatial),
+            dilations=each(a["dilation"], spatial),
             group=int(a["groups"]),
             **extra,
         )
@@ -301,11 +291,11 @@ def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Any:
     own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
     if own or not {"running_mean", "running_var"} <= set(call.params):
         raise NotPlain("a batch norm of the batch's own statistics")
-    stored = {r: w.tensor(a, _attribute(w.module, a)) for r, a in call.params.items()}
-    count = len(_attribute(w.module, call.params["running_mean"]))
-    scale = stored.get("weight") or w.tensor(f"{node.target}.ones", np.ones(count, np.float32))
-    shift = stored.get("bias") or w.tensor(f"{node.target}.zeros", np.zeros(count, np.float32))
-    names = [w.name(call.args[0]), scale, shift, stored["running_mean"], stored["running_var"]]
+    kept = {r: w.tensor(a, stored(w.module, a)) for r, a in call.params.items()}
+    count = len(stored(w.module, call.params["running_mean"]))
+    scale = kept.get("weight") or w.tensor(f"{node.target}.ones", np.ones(count, np.float32))
+    shift = kept.get("bias") or w.tensor(f"{node.target}.zeros", np.zeros(count, np.float32))
+    names = [w.name(call.args[0]), scale, shift, kept["running_mean"], kept["running_var"]]
     return w.add("BatchNormalization", names, epsilon=float(call.attrs["eps"]))
 
 
@@ -314,7 +304,7 @@ def _max_pool(w: Writer, node: fx.Node, call: Call) -> Any:
         raise NotPlain("a pooling that returns its indices")
     spatial = len(w.dims[call.args[0]] or ()) - 2
     return w.add("MaxPool", [w.name(call.args[0])], **_window(call, spatial),
-                 dilations=_each(call.attrs["dilation"], spatial))  # fmt: skip
+                 dilations=each(call.attrs["dilation"], spatial))  # fmt: skip
 
 
 def _avg_pool(w: Writer, node: fx.Node, call: Call) -> Any:
@@ -327,15 +317,8 @@ def _avg_pool(w: Writer, node: fx.Node, call: Call) -> Any:
 
 
 def _window(call: Call, spatial: int) -> dict[str, Any]:
-    a = call.attrs
-    if a.get("ceil_mode") or spatial < 1:  # the last window of ONNX is not torch's
-        raise NotPlain(f"'{call.op}' with ceil_mode")
-    padding = _each(a["padding"], spatial)
-    return {
-        "kernel_shape": _each(a["kernel_size"], spatial),
-        "strides": _each(a["stride"] or a["kernel_size"], spatial),
-        "pads": [*padding, *padding],
-    }
+    kernel, stride, padding = window(call, spatial)
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *padding]}
 
 
 def _adaptive_pool(w: Writer, node: fx.Node, call: Call) -> Any:
@@ -387,16 +370,9 @@ def _cat(w: Writer, node: fx.Node, call: Call) -> Any:
 
 
 def _parts(w: Writer, node: fx.Node, call: Call) -> Any:
-    dims, axis = w.dims[call.args[0]], call.attrs["dim"]
-    size = None if dims is None else dims[axis]
-    given = call.attrs.get("chunks", call.attrs.get("sizes"))
-    if size is None or given is None:
-        raise NotPlain("a split whose sizes cannot be read")
-    line = torch.empty(size, device="meta")
-    parts = line.chunk(given) if call.op == "chunk" else line.split(given)
-    lengths = [len(p) for p in parts]
+    lengths = part_lengths(call, w.dims[call.args[0]])
     names = [w.name(call.args[0]), w.numbers(lengths)]
-    return w.several("Split", names, len(lengths), axis=int(axis))
+    return w.several("Split", names, len(lengths), axis=int(call.attrs["dim"]))
 
 
 def _getitem(w: Writer, node: fx.Node, call: Call) -> Any:
@@ -409,20 +385,14 @@ def _getitem(w: Writer, node: fx.Node, call: Call) -> Any:
         return w.names[source][index]
     if w.names[source] is None:
         return None  # of a size
-    return _sliced(w, w.name(source), index if isinstance(index, tuple) else (index,))
+    return _sliced(w, w.name(source), index)
 
 
-def _sliced(w: Writer, x: str, index: Sequence[Any]) -> str:
-    cuts = []
-    for axis, part in enumerate(index):
-        if not isinstance(part, slice):
-            raise NotPlain("an index that is no slice")
-        given = (part.start, part.stop, part.step)
-        if not all(v is None or isinstance(v, int) for v in given):
-            raise NotPlain("a slice by a computed number")
-        if given != (None, None, None):
-            cuts.append((part.start or 0, 2**62 if part.stop is None else part.stop, axis,
-                         part.step or 1))  # fmt: skip
+def _sliced(w: Writer, x: str, index: Any) -> str:
+    cuts = [
+        (part.start or 0, 2**62 if part.stop is None else part.stop, axis, part.step or 1)
+        for axis, part in slices(index)
+    ]
     if not cuts:
         return x
     starts, stops, axes, steps = zip(*cuts, strict=True)
@@ -430,16 +400,9 @@ def _sliced(w: Writer, x: str, index: Sequence[Any]) -> str:
 
 
 def _pad(w: Writer, node: fx.Node, call: Call) -> Any:
-    a, rank = call.attrs, len(w.dims[call.args[0]] or ())
-    if node.op == "call_module":
-        kind = type(w.module.get_submodule(str(node.target))).__name__
-        constant = kind.startswith(("Zero", "Constant"))
-    else:
-        constant = a["mode"] == "constant"
-    around, value = tuple(a["padding"]), a.get("value") or 0
-    if not constant or any(not isinstance(n, int) or n < 0 for n in around):
-        raise NotPlain("a padding that is not with a number, or that cuts")
-    return w.add("Pad", [w.name(call.args[0]), *_padding(w, around, rank, float(value))])
+    rank = len(w.dims[call.args[0]] or ())
+    around, value = constant_padding(w.module, node, call)
+    return w.add("Pad", [w.name(call.args[0]), *_padding(w, around, rank, value)])
 
 
 def _padding(w: Writer, around: Sequence[int], rank: int, value: float = 0.0) -> list[str]:
@@ -523,52 +486,6 @@ EMIT: Mapping[str, Emit] = {
 
 
 # ------------------------------------------------------------------ inside
-
-
-def _dims(module: fx.GraphModule, example: Sequence[Tensor]) -> dict[fx.Node, Dims | None]:
-    """Dims of every node's output, None for those that follow the batch."""
-    seen = []
-    for n in BATCHES:
-        batch = tuple(x[:1].expand(n, *x.shape[1:]) for x in example)
-        try:
-            seen.append(sized(module, batch).shapes)
-        except Exception as e:
-            raise NotPlain(f"it does not run on a batch of {n}") from e
-    out: dict[fx.Node, Dims | None] = {}
-    for node, one in seen[0].items():
-        other = seen[1][node]
-        if one is None or other is None:
-            out[node] = None
-        else:
-            out[node] = tuple(a if a == b else None for a, b in zip(one, other, strict=True))
-    return out
-
-
-def _check_in_place(node: fx.Node, call: Call) -> None:
-    """Nodes only make new tensors: a write is fine where nobody reads what was there before."""
-    key = call_key(node) if node.op != "call_module" else ""
-    name = key if isinstance(key, str) else getattr(key, "__name__", "")
-    writes = (name.endswith("_") and not name.endswith("__")) or name in ("iadd", "isub", "imul")
-    if writes or call.attrs.get("inplace") is True:
-        source = call.args[0]
-        if len(source.users) > 1 or source.op in ("placeholder", "get_attr") or call.op in MOVES:
-            raise NotPlain(f"'{name}' writes into a tensor that others read")
-
-
-def _attribute(module: fx.GraphModule, address: str) -> Tensor:
-    path, _, name = address.rpartition(".")
-    value = getattr(module.get_submodule(path), name)
-    if not isinstance(value, Tensor):
-        raise NotPlain(f"'{address}' is no tensor")
-    return value
-
-
-def _each(value: Any, n: int) -> list[int]:
-    values = list(value) if isinstance(value, (tuple, list)) else [value] * n
-    values = values * n if len(values) == 1 else values
-    if len(values) != n or not all(isinstance(v, int) for v in values):
-        raise NotPlain("sizes that cannot be read")
-    return values
 
 
 def _product(dims: Dims) -> int:

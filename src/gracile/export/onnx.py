@@ -22,8 +22,9 @@ from gracile.benchmark.artifact import UNIT_MARK, Artifact, artifact_path, conte
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.errors import MissingExtra, UserError
-from gracile.export.direct import NotPlain, to_proto
+from gracile.export.direct import to_proto
 from gracile.export.integers import WeightGrid
+from gracile.export.plain import NotPlain
 from gracile.export.prepare import (
     BIAS,
     DYNAMIC,

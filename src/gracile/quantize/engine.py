@@ -301,7 +301,7 @@ class Quantizer(Choosing):
         for a in placement.activations:
             existing = self._existing(s, a)
             q = existing or ActivationQuantizer()
-            q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, False
+            q.bits, q.signed, q.symmetric, q.narrow = a.bits, a.signed, a.symmetric, a.narrow
             q.mode, q.observer = "off", self._observer(a) if a.observed else None
             q.rule = fake_quantize
             q.__dict__["by"] = self.id
@@ -448,6 +448,7 @@ class Quantizer(Choosing):
                     bits=a.bits,
                     signed=a.signed,
                     symmetric=a.symmetric,
+                    narrow=a.narrow,
                     key=f"{a.id}.{a.role}",
                 )
                 for a in outputs

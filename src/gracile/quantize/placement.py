@@ -44,6 +44,7 @@ class ActivationSpec:
         nonnegative: the values cannot be negative, the zero point is the grid's lower end.
         shares_scale_with: id of the node whose scale and zero point it takes; None for its own.
         observed: whether its values widen the (shared) range; False where they only move.
+        narrow: without the most negative integer.
     """
 
     id: str
@@ -54,6 +55,7 @@ class ActivationSpec:
     nonnegative: bool
     shares_scale_with: str | None
     observed: bool
+    narrow: bool = False
 
     @property
     def leader(self) -> str:
@@ -238,6 +240,7 @@ def _activations(
                 nonnegative=nonnegative,
                 shares_scale_with=None if leaders[n.id] == n.id else leaders[n.id],
                 observed=n.id not in view.same,
+                narrow=grid.narrow and signed and even,
             )
         )
     for n in view.nodes.values():

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gracile.core.plan import Plan
 from gracile.errors import UserError, nearest
 
+KERNELS_OF = {"executorch": "xnnpack"}  # runtimes whose kernels are those of a library
+
 
 class Grid(BaseModel):
     """An integer format: how a profile wants activations or weights stored."""
@@ -71,11 +73,12 @@ class Profile(BaseModel):
 
 
 def load_profile(name: str) -> Profile:
-    """Read a profile by name.
+    """Read a profile by name; that of a runtime is also that of the library it computes with.
 
     Raises:
         UserError: no such profile, or the file breaks the schema.
     """
+    name = KERNELS_OF.get(name, name)
     folder = resources.files("gracile.quantize.profiles")
     known = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
     if name not in known:

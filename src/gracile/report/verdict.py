@@ -11,6 +11,7 @@ RUNTIME_NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "pytorch": "PyTorch",
+    "ncnn": "ncnn",
     "executorch": "ExecuTorch",
     "litert": "LiteRT",
 }

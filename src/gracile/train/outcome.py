@@ -114,7 +114,7 @@ def judge(
 def versions() -> dict[str, str]:
     """Versions that a Record carries."""
     out = {"python": platform.python_version()}
-    for name in ("gracile", "torch", "onnx", "onnxruntime", "openvino"):
+    for name in ("gracile", "torch", "onnx", "onnxruntime", "openvino", "ncnn", "executorch"):
         try:
             out[name] = version(name)
         except PackageNotFoundError:

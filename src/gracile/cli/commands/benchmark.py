@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
         artifacts: Annotated[
             list[Path],
             typer.Argument(
-                metavar="A [B ...]", help="Artifacts (.onnx, .xml) or one finished run directory."
+                metavar="A [B ...]",
+                help="Artifacts (.onnx, .xml, .param, .pte) or one finished run directory.",
             ),
         ],
         runtime: o.Runtimes = None,
@@ -32,8 +33,9 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Warm up, interleave, and report median, p95, spread and the ratio to the first.
 
-        An .xml runs in openvino; an .onnx in onnxruntime unless --runtime says openvino. A run
-        directory means its dense and compressed artifacts, in each runtime it has (or is asked).
+        An .xml runs in openvino, a .param in ncnn, a .pte in executorch; an .onnx in onnxruntime
+        unless --runtime says openvino. A run directory means its dense and compressed artifacts, in
+        each runtime it has (or is asked).
         """
         import json as jsonlib
 
