@@ -32,6 +32,7 @@ __all__ = [
     "recipe_from",
     "resolve_model",
     "save_model",
+    "sensitivity",
     "session_from",
 ]
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         recipe_from,
         resolve_model,
         save_model,
+        sensitivity,
         session_from,
     )
 

@@ -37,6 +37,7 @@ from gracile.train.accuracy_aware import AccuracyAware
 from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
+from gracile.train.sensitivity import sensitivity
 from gracile.train.session import Session
 from gracile.train.structure import prune_channels
 
@@ -63,6 +64,7 @@ __all__ = [
     "recipe_from",
     "resolve_model",
     "save_model",
+    "sensitivity",
     "session_from",
 ]
 
