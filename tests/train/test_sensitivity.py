@@ -233,5 +233,5 @@ def test_no_images_and_no_such_tensor():
     model, batches = setting()
     with pytest.raises(UserError, match="at least one batch"):
         sensitivity(model, [])
-    with pytest.raises(BindError, match=r"'innr.weight' matches no weight.*Nearest: 'inner.weight'"):
+    with pytest.raises(BindError, match=r"'innr.weight' matches no weight.*'inner.weight'"):
         sensitivity(model, batches, tensors="innr.weight")
