@@ -34,6 +34,7 @@ from gracile.recipe.load import load as load_recipe
 from gracile.recipe.patch import with_overrides
 from gracile.recipe.schema import Recipe
 from gracile.train.accuracy_aware import AccuracyAware
+from gracile.train.activations import activations
 from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
@@ -49,6 +50,7 @@ __all__ = [
     "Record",
     "Result",
     "Session",
+    "activations",
     "add_arguments",
     "apply_plan",
     "benchmark",
