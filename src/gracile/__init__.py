@@ -17,6 +17,7 @@ __all__ = [
     "Record",
     "Result",
     "Session",
+    "activations",
     "add_arguments",
     "apply_plan",
     "benchmark",
@@ -32,6 +33,7 @@ __all__ = [
     "recipe_from",
     "resolve_model",
     "save_model",
+    "sensitivity",
     "session_from",
 ]
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         Record,
         Result,
         Session,
+        activations,
         add_arguments,
         apply_plan,
         benchmark,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
         recipe_from,
         resolve_model,
         save_model,
+        sensitivity,
         session_from,
     )
 

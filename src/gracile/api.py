@@ -34,9 +34,11 @@ from gracile.recipe.load import load as load_recipe
 from gracile.recipe.patch import with_overrides
 from gracile.recipe.schema import Recipe
 from gracile.train.accuracy_aware import AccuracyAware
+from gracile.train.activations import activations
 from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
+from gracile.train.sensitivity import sensitivity
 from gracile.train.session import Session
 from gracile.train.structure import prune_channels
 
@@ -48,6 +50,7 @@ __all__ = [
     "Record",
     "Result",
     "Session",
+    "activations",
     "add_arguments",
     "apply_plan",
     "benchmark",
@@ -63,6 +66,7 @@ __all__ = [
     "recipe_from",
     "resolve_model",
     "save_model",
+    "sensitivity",
     "session_from",
 ]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gracile.graph.capture import capture
-from gracile.graph.fork import branch_points, forked
+from gracile.graph.fork import Trial, branch_points, forked, swept
 
 
 class InPlace(nn.Module):
@@ -103,3 +103,69 @@ def test_nothing_is_kept_that_has_a_gradient():
     assert not any(out.requires_grad for out in got.values())
     with pytest.raises(RuntimeError, match="does not require grad"):
         got["s"].sum().backward()
+
+
+def sweep(module, x, names, rows):
+    """Each named parameter times 0, 1 and 2."""
+    trials = {
+        n: Trial((n,), lambda n=n: ({n: k * module.get_parameter(n).detach()} for k in range(3)))
+        for n in names
+    }
+    return {(name, k): out for name, k, out in swept(module, (x,), trials, rows=rows)}
+
+
+@pytest.mark.parametrize("rows", [1, 8, 100], ids=["one by one", "two at once", "all at once"])
+def test_swept_is_each_value_by_itself(rows):
+    model, x, graph = setting()
+    names = ["body.weight", "stem.weight", "scale", "head.weight", "excite.bias"]
+    found = sweep(graph.module, x, names, rows)
+    for name in names:
+        parameter = model.get_parameter(name)
+        before = parameter.detach().clone()
+        for k in range(3):
+            parameter.data = k * before
+            torch.testing.assert_close(found[name, k], model(x))
+            parameter.data = before
+    torch.testing.assert_close(found[None, 0], model(x))
+    assert len(found) == 3 * len(names) + 1
+
+
+def test_swept_runs_what_lies_before_once_and_what_follows_as_one_batch():
+    _, x, graph = setting()
+    sizes = {"stem": [], "body": [], "excite": []}
+    for name, seen in sizes.items():
+        graph.module.get_submodule(name).register_forward_hook(
+            lambda _m, args, _out, seen=seen: seen.append(len(args[0]))
+        )
+    sweep(graph.module, x, ["body.weight"], rows=100)
+    assert sizes == {"stem": [4], "body": [4, 4, 4, 4], "excite": [12, 4]}
+
+
+class Sized(nn.Module):
+    """A size that is alive where the branch leaves: values cannot be one batch there."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        n = x.size(0)
+        return self.two(self.one(x)).reshape(n, 2, 3).sum(1)
+
+
+def test_swept_goes_value_by_value_where_a_size_is_alive():
+    torch.manual_seed(0)
+    model, x = Sized().eval(), torch.randn(5, 4)
+    module = capture(model, x).module
+    found = sweep(module, x, ["one.weight"], rows=100)
+    torch.testing.assert_close(found["one.weight", 1], model(x))
+    torch.testing.assert_close(found[None, 0], model(x))
+    assert not torch.equal(found["one.weight", 0], found["one.weight", 2])
+
+
+def test_swept_leaves_the_parameters_as_they_were():
+    model, x, graph = setting()
+    before = {a: p.detach().clone() for a, p in model.named_parameters()}
+    sweep(graph.module, x, ["stem.weight", "head.weight"], rows=100)
+    for a, p in model.named_parameters():
+        assert torch.equal(p, before[a])

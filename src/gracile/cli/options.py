@@ -44,6 +44,20 @@ Shape = Annotated[str, typer.Option("--shape", metavar="C,H,W", help="Shape of o
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs on stderr.")]
 Device = Annotated[str, typer.Option("--device", help="Where it trains: cpu or cuda:i.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the measured runtimes.")]
+TorchThreads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of PyTorch; default its own choice.")
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        metavar="PART",
+        help="train, val, test, calibration, or rows of the set's own splits: 'test[5000:]'.",
+    ),
+]
+Images = Annotated[
+    int, typer.Option("--images", min=0, metavar="N", help="So many of them, drawn once; 0: all.")
+]
 Hint = Annotated[
     str,
     typer.Option("--hint", help="Precision hint of the runtime, for both sides: f32 or bf16."),

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gracile.analyze.ledger import Ledger
+from gracile.analyze.sensitivity import NAME as SENSITIVITY
+from gracile.analyze.sensitivity import Sensitivity, load_sensitivity
 from gracile.core.plan import Plan
 from gracile.core.record import Record, RecordLog
 from gracile.errors import UserError
@@ -25,6 +27,7 @@ class Run:
     ledger: Ledger | None = None
     records: tuple[Record, ...] = ()
     curves: dict[str, list[Point]] = field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
 
     @property
     def name(self) -> str:
@@ -46,6 +49,7 @@ def read(run_dir: str | Path) -> Run:
         if not isinstance(result.get(part) or {}, dict):
             raise UserError(f"{path / 'result.json'}: '{part}' must be an object.")
     recipe, plan, ledger = (path / n for n in ("recipe.yaml", "plan.json", "ledger.json"))
+    scan = path / SENSITIVITY
     return Run(
         path=path,
         result=result,
@@ -54,6 +58,7 @@ def read(run_dir: str | Path) -> Run:
         ledger=Ledger.load(ledger) if ledger.exists() else None,
         records=tuple(RecordLog(path / "records.jsonl")),
         curves=_curves(path / "history.json"),
+        sensitivity=load_sensitivity(scan) if scan.exists() else None,
     )
 
 

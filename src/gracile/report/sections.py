@@ -9,6 +9,7 @@ from gracile.report.figures import Bar, LayerBars, bar_chart, figure, layer_char
 from gracile.report.page import Absent, Block, Items, Prose, Section
 from gracile.report.provenance import environment, measurements, recipe, reproduce
 from gracile.report.run import Run
+from gracile.report.sensitivity import sensitivity
 from gracile.report.tables import before_after
 from gracile.report.texts import (
     COUNTS,
@@ -33,8 +34,9 @@ def everything(run: Run) -> list[Section | Absent]:
     """All sections in reading order."""
     return [
         summary(run), stages(run), agreement(run), speed(run), latency(run), layers(run),
-        training(run), sparsity(run), coverage(run), warnings(run), kernels(run), parity(run),
-        recipe(run), environment(run), measurements(run), reproduce(run),
+        training(run), sparsity(run), *sensitivity(run), coverage(run), warnings(run),
+        kernels(run), parity(run), recipe(run), environment(run), measurements(run),
+        reproduce(run),
     ]  # fmt: skip
 
 

@@ -100,16 +100,19 @@ class Counting(Observer):
     def range(self) -> tuple[Tensor, Tensor]:
         """What the subclass wants of the values seen; see `Observer.range`."""
         low, high = super().range()
+        found = self.clipped(self.histogram(), low.reshape(-1).double(), high.reshape(-1).double())
+        at_low, at_high = (end.float().reshape(low.shape) for end in found)
+        return at_low.clamp(low, high), at_high.clamp(low, high)
+
+    def histogram(self) -> Histogram:
+        """All values so far; something must have been observed."""
         assert self.counts is not None
         assert self.zeros is not None
         assert self.exponent is not None
         zeros = self.zeros.sum(0).double()
         counts = self.counts.sum(0).double()
         counts[:, HALF] -= zeros
-        seen = Histogram(counts, zeros, 2.0 ** int(self.exponent))
-        found = self.clipped(seen, low.reshape(-1).double(), high.reshape(-1).double())
-        at_low, at_high = (end.float().reshape(low.shape) for end in found)
-        return at_low.clamp(low, high), at_high.clamp(low, high)
+        return Histogram(counts, zeros, 2.0 ** int(self.exponent))
 
     def _widen(self, exponent: int) -> None:
         assert self.counts is not None
