@@ -37,6 +37,8 @@ PLACES = (
     ("onnxruntime", "onnxruntime"),
     ("portable", "openvino"),
     ("portable", "onnxruntime"),
+    ("ncnn", "ncnn"),
+    ("xnnpack", "executorch"),
 )
 METRICS = {
     "units": "count", "exact": "count", "max_lsb": "levels", "share_off": "share",

@@ -138,7 +138,10 @@ GOOD = HEAD + f"  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
         ({"--data": "parquet:/no/such/folder"}, "/no/such/folder"),
         ({"--recipe": "missing.yaml"}, "missing.yaml"),
         ({"--device": "tpu"}, "--device must be cpu or cuda:i"),
-        ({"--runtime": "tensorrt"}, "unknown runtime 'tensorrt'. Known: onnxruntime"),
+        (
+            {"--runtime": "tensorrt"},
+            "unknown runtime 'tensorrt'. Known: executorch, ncnn, onnxruntime",
+        ),
         ({"--runtime": "openvino:TPU"}, "OpenVINO here has no device 'TPU'; it has CPU"),
         ({"--runtime": "pytorch:tpu"}, "PyTorch here cannot use device 'tpu'"),
         (

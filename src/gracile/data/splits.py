@@ -124,7 +124,10 @@ def _rows(key: str, text: str, labels: Mapping[str, Tensor]) -> Part:
     total = len(labels[base])
     for bound in (first, last):
         if bound and not -total <= int(bound) <= total:
-            raise BindError(f"recipe: {key}: '{text}' is out of range: {base} has {total} rows.")
+            raise BindError(
+                f"recipe: {key}: '{text}' is out of range: {base} has {total} rows. Take "
+                "others, or other data (on the command line --data)."
+            )
     start, stop, _ = slice(_number(first), _number(last)).indices(total)
     if stop <= start:
         raise BindError(f"recipe: {key}: '{text}' has no rows: {base} has {total}.")
