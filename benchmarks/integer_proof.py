@@ -32,6 +32,7 @@ SPLITS = {"val": "train[6000:7000]", "test": "test", "calibration": 300}
 TRAIN = {"epochs": 0, "batch_size": 128}
 DEPTHS = (20, 56)
 BITS = (8, 4, 2)
+ONLY_8 = ("executorch",)  # takes no activations of fewer bits
 PLACES = (
     ("openvino", "openvino"),
     ("onnxruntime", "onnxruntime"),
@@ -56,7 +57,7 @@ def cells() -> Iterator[Cell]:
                     NAME, name, metric, unit, f"W{b}A{b}", split=f"test[:{IMAGES}]",
                     runtime=runtime, precision_hint="f32", batch=IMAGES, shape=SHAPE,
                 )
-                for b in BITS
+                for b in _bits(runtime)
                 for metric, unit in METRICS.items()
             )  # fmt: skip
             notes: dict[str, Any] = {}
@@ -71,7 +72,7 @@ def measure(depth: int, profile: str, runtime: str, notes: dict[str, Any]) -> Va
         UserError: the data or the weights are not there.
     """
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for bits in BITS:
+    for bits in _bits(runtime):
         with tempfile.TemporaryDirectory() as folder:
             report = _report(depth, profile, runtime, bits, Path(folder))
         grids = [u for u in report.units if u.lsb is not None]
@@ -88,6 +89,10 @@ def measure(depth: int, profile: str, runtime: str, notes: dict[str, Any]) -> Va
         }
         found |= {(k, variant): once(v) for k, v in values.items()}
     return found
+
+
+def _bits(runtime: str) -> tuple[int, ...]:
+    return BITS[:1] if runtime in ONLY_8 else BITS
 
 
 def _report(depth: int, profile: str, runtime: str, bits: int, folder: Path) -> parity.ParityReport:

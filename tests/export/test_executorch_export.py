@@ -117,6 +117,14 @@ def test_a_grid_without_a_sign_is_written_128_lower():
     assert (end.args[:4], end.cut) == ((0.5, -118, -128, 127), False)
 
 
+def test_activations_of_few_bits_are_refused(tmp_path):
+    integer = quantized(
+        as_if_trained(Net()), X, at=["x", "relu"], bits=4, signed=True, weight_bits=8
+    )
+    with pytest.raises(UserError, match=r"'x.*' has 4 bits, and ExecuTorch takes .* 8 only"):
+        export("executorch", *integer, X, tmp_path)
+
+
 def test_few_bits_keep_their_ends():
     x = torch.tensor([-9.0, -1.0, 0.3, 2.9, 9.0])
     assert OnGrid("a", grid(4, True, 0))(x).tolist() == [-4.0, -1.0, 0.5, 3.0, 3.5]

@@ -190,8 +190,11 @@ def in_operators(prepared: Prepared) -> tuple[fx.GraphModule, dict[str, str]]:
             )
         id = mark.name.removeprefix(UNIT) if mark.name.startswith(UNIT) else ""
         grid = prepared.activations.get(id.removesuffix(SUFFIX))
-        if grid is not None and grid.bits > 8:
-            raise UserError(f"'{id}' has {grid.bits} bits; ExecuTorch computes with 8.")
+        if grid is not None and grid.bits != 8:
+            raise UserError(
+                f"'{id}' has {grid.bits} bits, and ExecuTorch takes activations of 8 only: "
+                "bits: 8, or another runtime."
+            )
         if not id:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             module.graph.erase_node(node)
