@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cell import Cell, Values, once, template
+from benchmarks.cell import MANY_ROUNDS, Cell, Values, once, template
 from benchmarks.pruning_methods import (
     EPOCHS,
     MACS,
@@ -71,7 +71,6 @@ SMALL, HALVED = "small network", cut("l1", scope="layer")
 GATES, MAGNITUDE = "gates (RB, L0)", "AGP, LAMP"
 SEEDS = (0, 1, 2)
 BUSY = 2.0  # load, with one process measuring
-ROUNDS = 101  # 12 s: single rounds differ by a third on a virtual machine
 # Seeds 1 and 2: of the referees, of the methods that were best with seed 0, and of what the verdict
 # on gates compares.
 REPEATED = {
@@ -205,7 +204,7 @@ def _times(at: Workplace, result: Result, folder: Path) -> dict[str, float]:
     for which, r in (("dense", at.dense_result), ("pruned", result)):
         artifact = at.exported(RUNTIME, r, folder / which)
         loaded[which] = at.load(RUNTIME, artifact, r.model)
-    rows = {(r.subject["model"], r.metric): r.value for r in compare(loaded, rounds=ROUNDS)}
+    rows = {(r.subject["model"], r.metric): r.value for r in compare(loaded, rounds=MANY_ROUNDS)}
     return {
         "latency_ms": rows["pruned", "latency_ms"],
         "speedup": rows["pruned", "speedup"],

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cell import Cell, Values, latency, once, ratio, template
+from benchmarks.cell import MANY_ROUNDS, Cell, Values, latency, once, ratio, template
 from benchmarks.pruning import job
 from gracile.benchmark.artifact import open_artifact
 from gracile.benchmark.runtimes.base import Loaded, load
@@ -45,7 +45,6 @@ VARIANTS = {
     "onnxruntime": (FLOAT, OURS, PEER),
 }
 REPEATS = 3
-ROUNDS = 101  # on a virtual machine nine of them leave 7 %
 
 
 def cells() -> Iterator[Cell]:
@@ -94,7 +93,7 @@ def measure(depth: int, runtime: str) -> Values:
         }
         right = {v: answers(at, run) for v, run in loaded.items()}
         t = measure_rounds(
-            loaded, dict.fromkeys(loaded, 1), rounds=ROUNDS, warmup=5, min_round_ms=50.0
+            loaded, dict.fromkeys(loaded, 1), rounds=MANY_ROUNDS, warmup=5, min_round_ms=50.0
         )
         sizes = {v: run.size_bytes for v, run in loaded.items()}
     found: dict[tuple[str, str], Mapping[str, Any]] = {}

@@ -7,7 +7,7 @@ from small_nets import EMPTY, as_if_trained, export, load, quantized
 from torch import nn
 from torch.nn import functional as F
 
-from gracile.benchmark.artifact import open_artifact, units_path, with_facts
+from gracile.benchmark.artifact import FACTS_END, open_artifact, units_path, with_facts
 from gracile.core.plan import Bits
 from gracile.errors import UserError
 from gracile.export import parity
@@ -137,6 +137,11 @@ def test_facts_behind_a_program(tmp_path):
     assert open_artifact(path).precision == "int8"
     path.write_bytes(b"\x00\x00\x00\x00ET12program")
     assert (open_artifact(path).precision, open_artifact(path).units) == ("f32", ())
+    for damaged in (b"[]", b"{"):
+        end = len(damaged).to_bytes(8, "little") + FACTS_END
+        path.write_bytes(b"\x00\x00\x00\x00ET12program" + damaged + end)
+        with pytest.raises(UserError, match="facts behind the program are damaged"):
+            open_artifact(path)
     path.write_bytes(b"something else")
     with pytest.raises(UserError, match="not an ExecuTorch program"):
         open_artifact(path)

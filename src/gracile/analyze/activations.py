@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gracile.core.state import write_atomic, write_json
+from gracile.core.state import read_json, write_atomic, write_json
 from gracile.errors import UserError
 
 FORMAT = 1
@@ -179,12 +178,7 @@ def load_activations(path: Path) -> Activations:
     Raises:
         UserError: no such file, or it is not one.
     """
-    try:
-        return Activations.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except ValueError as e:
-        raise UserError(f"{path}: {e}") from None
+    return read_json(path, Activations.from_dict)
 
 
 def _statistics(data: Mapping[str, Any]) -> Statistics:

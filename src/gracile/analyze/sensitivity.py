@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from gracile.core.state import write_atomic, write_json
+from gracile.core.state import read_json, write_atomic, write_json
 from gracile.errors import ResumeError, UserError
 from gracile.graph.fork import Trial, swept
 
@@ -136,12 +136,7 @@ def load_sensitivity(path: Path) -> Sensitivity:
     Raises:
         UserError: no such file, or it is not one.
     """
-    try:
-        return Sensitivity.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except ValueError as e:
-        raise UserError(f"{path}: {e}") from None
+    return read_json(path, Sensitivity.from_dict)
 
 
 @dataclass

@@ -225,7 +225,7 @@ def _shape(layer: ElementTree.Element) -> tuple[int, ...]:
 def _read_param(path: Path) -> Read:
     try:
         layers, values = param.read(path.read_text())
-    except ValueError as e:
+    except (ValueError, IndexError) as e:
         raise UserError(f"{path}: not an ncnn network: {e}.") from None
     inputs = tuple(
         (x.outputs[0], (1, *(n for k in (2, 1, 0) if isinstance(n := x.params.get(k), int) and n)))
@@ -275,7 +275,10 @@ def _read_pte(path: Path) -> Read:
     content = path.read_bytes()
     if content[4:6] != b"ET":  # the identifier of its flatbuffer
         raise UserError(f"{path}: not an ExecuTorch program.")
-    return facts_behind(content), (), "f32"
+    try:
+        return facts_behind(content), (), "f32"
+    except (ValueError, AttributeError) as e:  # no JSON, or no object
+        raise UserError(f"{path}: the facts behind the program are damaged: {e}.") from None
 
 
 READERS: Mapping[str, Callable[[Path], Read]] = {

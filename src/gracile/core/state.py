@@ -10,7 +10,11 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from gracile.errors import UserError
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -39,6 +43,23 @@ def write_atomic_with(path: Path, writer: Callable[[Path], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, two spaces a level."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, make: Callable[[Any], T]) -> T:
+    """What `make` makes of a JSON file.
+
+    Args:
+        make: raises a ValueError (a UserError is one) for content that is not its own.
+
+    Raises:
+        UserError: no such file, no JSON, or what `make` says; begins with the path.
+    """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def sha256(data: bytes | str) -> str:

@@ -45,6 +45,7 @@ from gracile.export.prepare import (
     described,
     prepare,
 )
+from gracile.graph.capture import as_inputs
 from gracile.graph.fold import CONVS
 from gracile.graph.instrument import SUFFIX
 from gracile.registry import register
@@ -74,7 +75,7 @@ def export_executorch(
         MissingExtra: executorch is not installed.
     """
     prepared = prepare(model, plan, tensors, example)
-    batch = (example,) if isinstance(example, Tensor) else tuple(example)
+    batch = as_inputs(example)
     one = tuple(x[:1].cpu() for x in batch)
     module, floats = in_operators(prepared)
     program, kernels = lowered(module, one)

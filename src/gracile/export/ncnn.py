@@ -38,6 +38,7 @@ from gracile.export.plain import (
     returned,
 )
 from gracile.export.prepare import DYNAMIC, UNIT, ActivationGrid, Prepared, described, prepare
+from gracile.graph.capture import as_inputs
 from gracile.graph.instrument import SUFFIX
 from gracile.graph.oprule import COMPUTED
 from gracile.registry import register
@@ -71,7 +72,7 @@ def export_ncnn(
             ncnn's.
     """
     prepared = prepare(model, plan, tensors, example)
-    batch = (example,) if isinstance(example, Tensor) else tuple(example)
+    batch = as_inputs(example)
     try:
         writer = Writer(prepared, dims_of(prepared.module, [x.cpu() for x in batch]))
         layers = writer.layers_of_all()

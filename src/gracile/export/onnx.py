@@ -36,6 +36,7 @@ from gracile.export.prepare import (
     prepare,
     with_wider,
 )
+from gracile.graph.capture import as_inputs
 from gracile.registry import register
 
 OPSET = 21
@@ -118,7 +119,7 @@ def to_onnx(
 
 
 def _trace(prepared: Prepared, example: Tensor | tuple[Tensor, ...]) -> Any:
-    batch = (example,) if isinstance(example, Tensor) else tuple(example)
+    batch = as_inputs(example)
     two = tuple(torch.cat([x[:1], x[:1]]).cpu() for x in batch)  # 1 would become a constant
     try:
         return to_proto(prepared, two, OPSET)

@@ -18,7 +18,7 @@ from gracile.errors import UserError
 from gracile.export.constants import fold_written
 from gracile.export.integers import WeightGrid, weight_grids
 from gracile.export.units import MOVES, choose_units
-from gracile.graph.capture import capture
+from gracile.graph.capture import as_inputs, capture
 from gracile.graph.fold import CONVS, TRANSPOSED, channel_axis, fold_batchnorm
 from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
@@ -142,7 +142,7 @@ def example_inputs(
     graph: Graph, example: Tensor | tuple[Tensor, ...]
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """(name, shape with batch 1) of each input."""
-    batch = (example,) if isinstance(example, Tensor) else tuple(example)
+    batch = as_inputs(example)
     names = [n.id for n in graph.of_op("input")]
     return tuple((n, (1, *t.shape[1:])) for n, t in zip(names, batch, strict=False))
 

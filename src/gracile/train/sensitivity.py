@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.functional import cross_entropy
 
 from gracile import registry
 from gracile.analyze.layers import LAYERS
@@ -32,6 +31,7 @@ from gracile.nn.rounding import fake_quantize
 from gracile.prune.selection import finished, lowest, removed_count
 from gracile.quantize.affine import qrange, symmetric_params
 from gracile.train.bind import class_names
+from gracile.train.evaluate import score
 
 SHARES = tuple(k / 10 for k in range(1, 10))
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -344,10 +344,9 @@ def _judged(logits: Tensor, labels: Tensor) -> tuple[int, int | None, float]:
     """Hits, hits among the first five (None below 6 classes), and the sum of the loss."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError("a sensitivity scan needs a model that gives logits (N, classes).")
-    five = logits.shape[1] > 5
-    ranked = logits.topk(5 if five else 1, dim=1).indices == labels[:, None]
-    loss = float(cross_entropy(logits.float(), labels, reduction="sum"))
-    return int(ranked[:, 0].sum()), int(ranked.sum()) if five else None, loss
+    found = score(logits.float(), labels)
+    five = None if found.top5 is None else round(found.top5 * found.n)
+    return round(found.top1 * found.n), five, found.loss * found.n
 
 
 def _sha(model: nn.Module) -> str:
