@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from torch import nn
 
 from gracile.benchmark.artifact import Unit
 from gracile.benchmark.processor import cpu_flags
+from gracile.benchmark.runtimes.pytorch import node_values
 from gracile.errors import ParityError
 from gracile.export import parity
 from gracile.export.openvino import visible
+from gracile.graph.capture import capture
+from gracile.nn.quantized import ActivationQuantizer
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SIZES = {"onnxruntime": 3, "openvino": 1}  # blocks a stage: 19 or 7 convolutions
@@ -128,3 +132,31 @@ def test_the_report_is_json(made):
 def test_units_that_a_converter_joined_count_with_the_next_one():
     units = (Unit("a", ("x",)), Unit("b", ("y",)), Unit("c", ("z",)))
     assert visible(units, {"b", "c"}) == (Unit("b", ("x", "y")), Unit("c", ("z",)))
+
+
+@pytest.mark.parametrize(("level", "right"), [(40.5, True), (40.3, False)])
+def test_many_values_half_way_may_round_either_way_and_others_may_not(level, right):
+    """A narrow layer computes few different values: one tie can be an eighth of its numbers."""
+    torch.manual_seed(0)
+    x = torch.ones(2, 3, 8, 8)  # every position of a channel has the same value
+    module, _, _ = quantized(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), x, at=["1"])
+    unit = Unit("1", ("0", "1"))
+    (quantizer,) = (m for m in module.modules() if isinstance(m, ActivationQuantizer))
+    with torch.no_grad():
+        before = node_values(capture(module, (x,)).module, {"1"}, (x,))["1"]
+        channel = int(before[0, :, 0, 0].argmax())
+        quantizer.scale.fill_(float(before[0, channel, 0, 0]) / level)
+        want = module(x).numpy()
+
+    def run_units(batch, values):
+        got = values["1"].copy()
+        got[:, channel] += float(quantizer.scale) * (1 if got[0, channel, 0, 0] < level else -1)
+        return {"1": got}
+
+    artifact = SimpleNamespace(precision="int8", units=(unit,))
+    loaded = SimpleNamespace(
+        artifact=artifact, hint="f32", run=lambda b: [want], run_units=run_units
+    )
+    report = parity.check(module, loaded, x)
+    assert report.ok is right
+    assert report.units[0].share == pytest.approx(1 / 8)

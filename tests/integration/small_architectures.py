@@ -264,6 +264,7 @@ def cut(name, folder):
 
 def ship(name, folder):
     """Rebuild, quantize, export; every artifact must compute what the model computes."""
+    torch.manual_seed(1)
     seen = load_file(Path(folder) / "seen.safetensors")
     x = seen["input"]
     other = NETS[name]()  # its weights are not those that were saved

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gracile.benchmark.artifact import Unit
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.benchmark.runtimes.base import Array, Loaded
-from gracile.benchmark.runtimes.pytorch import flat, unit_values
+from gracile.benchmark.runtimes.pytorch import flat, node_values, unit_values
 from gracile.core.plan import Plan
 from gracile.errors import ParityError
 from gracile.export.prepare import ActivationGrid, activation_grids
@@ -29,7 +31,8 @@ FEW = 3  # elements of a tiny unit that may be ties whatever share that is
 FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 6e-2}
 LEVELS = 1  # a unit fed the same integers may round a tie to the other level, no more
 LEVELS_LOW_BITS = 2  # runtimes widen grids of fewer bits to 8 and average on them: rounded twice
-SHARE_TIES = 3e-2  # share of a layer's elements that may be; seen: 7e-4, with 4-bit weights 2e-2
+SHARE_TIES = 3e-2  # share of a layer's elements that may be off; beyond it each must be half-way
+HALF_WAY = 1e-2  # of a level: how far from the middle a sum in another order may still fall
 SHARE_TIES_POOL = 0.3  # sums of a few integers, averaged or added, are exact ties far more often
 MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "int8": 0.99}
 MIN_COSINE_LOW_BITS = 0.9  # one level of a 4-bit grid is 1/15 of its range
@@ -222,36 +225,55 @@ def compare_units(
     grids = activation_grids(graph)
     with _evaluating(graph.module):
         want = unit_values(graph.module, units, batch)
-    got = loaded.run_units(batch, want)
-    out = []
-    for unit in units:
-        grid = grids.get(unit.id) or grids.get(unit.id.removesuffix(SUFFIX))
-        lsb, share, relative, bad = _difference(
-            want[unit.id], got[unit.id], grid, kind, bool(unit.layers)
-        )
-        out.append(UnitDifference(unit.id, unit.layers, relative, lsb, share, bad))
-    return out
+        got = loaded.run_units(batch, want)
+
+        def compare(unit: Unit, unrounded: Array | None = None) -> UnitDifference:
+            grid = grids.get(unit.id) or grids.get(unit.id.removesuffix(SUFFIX))
+            return _difference(unit, want[unit.id], got[unit.id], grid, kind, unrounded)
+
+        found = {unit.id: compare(unit) for unit in units}
+        suspects = [u for u in units if found[u.id].bad and found[u.id].lsb is not None]
+        raw = {u.id: u.id.removesuffix(SUFFIX) for u in suspects}  # what the quantizer got
+        unrounded = node_values(graph.module, set(raw.values()), batch) if raw else {}
+    again = {u.id: compare(u, unrounded[raw[u.id]]) for u in suspects}
+    return list((found | again).values())
 
 
 def _difference(
-    want: Array, got: Array, grid: ActivationGrid | None, kind: str, has_layers: bool
-) -> tuple[float | None, float, float, bool]:
-    """(levels, share off, relative, bad)."""
+    unit: Unit,
+    want: Array,
+    got: Array,
+    grid: ActivationGrid | None,
+    kind: str,
+    unrounded: Array | None,
+) -> UnitDifference:
+    """One unit; `unrounded` is what its quantizer got, if ties are to be told from errors."""
+
+    def difference(lsb: float | None, share: float, relative: float, bad: bool) -> UnitDifference:
+        return UnitDifference(unit.id, unit.layers, relative, lsb, share, bad)
+
     if want.shape != got.shape or not np.isfinite(got).all():
-        return None, 1.0, float("inf"), True
+        return difference(None, 1.0, float("inf"), True)
     diff = np.abs(want.astype(np.float64) - got)
     top = float(np.abs(want).max(initial=0.0))
     relative = float(diff.max(initial=0.0)) / (top + 1e-12)
     if grid is not None:
         levels = np.round(diff / grid.scale, 3)  # without the dust of float arithmetic
-        most, off = float(levels.max(initial=0.0)), int((levels > 0.5).sum())
-        allowed = max(FEW, (SHARE_TIES if has_layers else SHARE_TIES_POOL) * levels.size)
-        most_allowed = LEVELS if grid.bits >= 8 or has_layers else LEVELS_LOW_BITS
-        bad = most > most_allowed + 0.01 or off > allowed
-        return most, off / max(1, levels.size), relative, bad
+        most, off = float(levels.max(initial=0.0)), levels > 0.5
+        unexplained = off if unrounded is None else off & ~_half_way(unrounded, grid)
+        allowed = max(FEW, (SHARE_TIES if unit.layers else SHARE_TIES_POOL) * levels.size)
+        most_allowed = LEVELS if grid.bits >= 8 or unit.layers else LEVELS_LOW_BITS
+        bad = most > most_allowed + 0.01 or unexplained.sum() > allowed
+        return difference(most, off.sum() / max(1, levels.size), relative, bool(bad))
     limit = FLOAT_TOLERANCE["bf16" if kind == "bf16" else "f32"] * (top + 1e-6)
     share = float((diff > limit).mean()) if diff.size else 0.0
-    return None, share, relative, share > 0
+    return difference(None, share, relative, share > 0)
+
+
+def _half_way(unrounded: Array, grid: ActivationGrid) -> npt.NDArray[np.bool_]:
+    """Which values lie half-way between two levels, so that either is right."""
+    levels = unrounded.astype(np.float64) / grid.scale
+    return np.abs(levels - np.floor(levels) - 0.5) < HALF_WAY
 
 
 def _kind(precision: str, hint: str) -> str:

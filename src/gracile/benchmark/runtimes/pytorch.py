@@ -1,7 +1,7 @@
 """PyTorch itself as a runtime: the baseline everyone knows, and the reference of parity checks."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,29 +158,46 @@ def unit_values(
         feed: unit id -> tensor that its readers get instead.
     """
     there = {str(node.meta["id"]) for node in module.graph.nodes}
-    wanted = {u.id + SUFFIX if u.id + SUFFIX in there else u.id: u.id for u in units}
-    reader = _Reader(module, wanted, feed or {})
-    with torch.no_grad():
-        reader.run(*inputs)
-    return {u.id: reader.found[u.id] for u in units}
+    place = {u.id: u.id + SUFFIX if u.id + SUFFIX in there else u.id for u in units}
+    given = {place[unit]: x for unit, x in (feed or {}).items() if unit in place}
+    found = node_values(module, set(place.values()), inputs, given)
+    return {unit: found[at] for unit, at in place.items()}
+
+
+@torch.no_grad()
+def node_values(
+    module: fx.GraphModule,
+    ids: Collection[str],
+    inputs: Sequence[Tensor],
+    feed: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """What nodes compute when a captured graph runs, by node id; ids that are not there are left out.
+
+    Args:
+        module: a captured graph, in eval mode.
+        ids: whose tensors are wanted.
+        inputs: one batch.
+        feed: node id -> tensor that its readers get instead.
+    """
+    reader = _Reader(module, ids, feed or {})
+    reader.run(*inputs)
+    return reader.found
 
 
 class _Reader(fx.Interpreter):
-    def __init__(
-        self, module: fx.GraphModule, wanted: Mapping[str, str], feed: Mapping[str, Array]
-    ):
+    def __init__(self, module: fx.GraphModule, ids: Collection[str], feed: Mapping[str, Array]):
         super().__init__(module)
-        self.wanted, self.feed = wanted, feed
+        self.ids, self.feed = ids, feed
         self.found: dict[str, Array] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; keep its result (a copy: layers may work in place) or replace it."""
         out = super().run_node(n)
-        unit = self.wanted.get(str(n.meta["id"]))
-        if unit is not None:
-            self.found[unit] = out.detach().float().cpu().numpy().copy()
-            if unit in self.feed:
-                out = torch.from_numpy(self.feed[unit].copy()).to(out.device, out.dtype)
+        name = str(n.meta["id"])
+        if name in self.ids:
+            self.found[name] = out.detach().float().cpu().numpy().copy()
+        if name in self.feed:
+            out = torch.from_numpy(self.feed[name].copy()).to(out.device, out.dtype)
         return out
 
 
