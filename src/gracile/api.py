@@ -38,6 +38,7 @@ from gracile.train.activations import activations
 from gracile.train.applied import apply_plan
 from gracile.train.checkpoint import load_model, save_model
 from gracile.train.loop import fit, make_optimizer
+from gracile.train.preflight import preflight
 from gracile.train.sensitivity import sensitivity
 from gracile.train.session import Session
 from gracile.train.structure import prune_channels
@@ -62,6 +63,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "open_data",
+    "preflight",
     "prune_channels",
     "recipe_from",
     "resolve_model",

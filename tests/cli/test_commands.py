@@ -31,9 +31,8 @@ COMMANDS = dict(commands())
 def test_the_commands_are_these():
     assert {" ".join(name) for name in COMMANDS} == {
         "activations", "benchmark", "bisect", "compare", "compress", "demo", "export", "groups",
-        "inspect", "list", "report", "sensitivity", "summary", "undo", "recipe check",
-        "recipe convert", "recipe explain",
-        "recipe simulate",
+        "inspect", "list", "preflight", "report", "sensitivity", "summary", "undo", "recipe check",
+        "recipe convert", "recipe explain", "recipe simulate",
     }  # fmt: skip
 
 

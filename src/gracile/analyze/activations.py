@@ -1,7 +1,5 @@
 """What flows through a network, tensor by tensor: statistics, histograms, and their files."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from gracile.core.csv_text import csv_text
 from gracile.core.state import read_json, write_atomic, write_json
 from gracile.errors import UserError
 
@@ -128,22 +127,7 @@ class Activations:
 
     def to_csv(self) -> str:
         """One line a tensor under `COLUMNS`; `dead` counts channels that are always zero."""
-        text = io.StringIO()
-        out = csv.writer(text, lineterminator="\n")
-        out.writerow(COLUMNS)
-        for r in self.rows:
-            numbers = (r.min, r.max, r.mean, r.std, r.avg_min, r.avg_max, r.b, r.zeros)
-            dead = "" if r.channels is None else r.channels.dead
-            shape = "x".join(str(n) for n in r.shape)
-            out.writerow(
-                (
-                    *(r.tensor, r.op, shape, r.values),
-                    *(f"{v:.7g}" for v in numbers),
-                    dead,
-                    *(f"{v:.7g}" for v in r.percentiles),
-                )
-            )
-        return text.getvalue()
+        return csv_text(COLUMNS, map(_line, self.rows))
 
     def to_distiller(self) -> str:
         """Distiller's statistics file (YAML): `<module>: {inputs: {0: STATS}, output: STATS}`.
@@ -190,6 +174,16 @@ def _statistics(data: Mapping[str, Any]) -> Statistics:
         **values,
         histogram=Histogram(h["start"], h["step"], tuple(h["counts"])),
         channels=None if c is None else Channels(**{k: tuple(v) for k, v in c.items()}),
+    )
+
+
+def _line(r: Statistics) -> tuple[Any, ...]:
+    numbers = (r.min, r.max, r.mean, r.std, r.avg_min, r.avg_max, r.b, r.zeros)
+    return (
+        *(r.tensor, r.op, "x".join(str(n) for n in r.shape), r.values),
+        *(f"{v:.7g}" for v in numbers),
+        "" if r.channels is None else r.channels.dead,
+        *(f"{v:.7g}" for v in r.percentiles),
     )
 
 

@@ -4,8 +4,6 @@ Han et al. 2015, arXiv:1506.02626, section 3.1, scan layer after layer; the sums
 each part of the images, so that a killed scan goes on and an early look already has all tensors.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from gracile.core.csv_text import csv_text
 from gracile.core.state import read_json, write_atomic, write_json
 from gracile.errors import ResumeError, UserError
 from gracile.graph.fork import Trial, swept
@@ -115,14 +114,12 @@ class Sensitivity:
 
     def to_csv(self) -> str:
         """One line a row under `COLUMNS`, the network as it is first; `drop` is in points."""
-        text = io.StringIO()
-        out = csv.writer(text, lineterminator="\n")
-        out.writerow(COLUMNS)
-        for r in (self.base, *self.rows):
-            top5 = "" if r.top5 is None else f"{r.top5:.6f}"
-            numbers = (f"{r.top1:.6f}", top5, f"{r.loss:.6f}", f"{self.drop(r):.4f}", r.images)
-            out.writerow((r.tensor, f"{r.level:g}", r.removed, r.of, *numbers))
-        return text.getvalue()
+        return csv_text(COLUMNS, (self._line(r) for r in (self.base, *self.rows)))
+
+    def _line(self, r: Row) -> tuple[Any, ...]:
+        top5 = "" if r.top5 is None else f"{r.top5:.6f}"
+        numbers = (f"{r.top1:.6f}", top5, f"{r.loss:.6f}", f"{self.drop(r):.4f}", r.images)
+        return (r.tensor, f"{r.level:g}", r.removed, r.of, *numbers)
 
     def save(self, folder: Path) -> None:
         """Write `sensitivity.json` and `sensitivity.csv`, each in one step."""

@@ -4,6 +4,7 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
+BLOCK = 16  # channels that float convolutions compute at once with AVX-512; with AVX2 half of it
 FULL_RANGE = 8  # bits of a weight at which a sum of two products with uint8 outgrows 16 bits
 PAIRS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 PAIRS_IN_16_BITS = {"avx2", "avx512bw", "ssse3"}

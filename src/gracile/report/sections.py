@@ -6,6 +6,7 @@ from typing import Any
 from gracile.report.coverage import coverage
 from gracile.report.curves import sparsity, training
 from gracile.report.figures import Bar, LayerBars, bar_chart, figure, layer_chart
+from gracile.report.gains import gains
 from gracile.report.page import Absent, Block, Items, Prose, Section
 from gracile.report.provenance import environment, measurements, recipe, reproduce
 from gracile.report.run import Run
@@ -33,7 +34,8 @@ STAGES = ("dense", "cut", "recovered")
 def everything(run: Run) -> list[Section | Absent]:
     """All sections in reading order."""
     return [
-        summary(run), stages(run), agreement(run), speed(run), latency(run), layers(run),
+        summary(run), stages(run), agreement(run), speed(run), *gains(run),
+        latency(run), layers(run),
         training(run), sparsity(run), *sensitivity(run), coverage(run), warnings(run),
         kernels(run), parity(run), recipe(run), environment(run), measurements(run),
         reproduce(run),

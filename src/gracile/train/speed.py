@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 16  # channels, of float convolutions with AVX-512
+from gracile.benchmark.processor import BLOCK
+
 BLOCKWISE = ("onnxruntime", "openvino")
 SHOWN = 3
 

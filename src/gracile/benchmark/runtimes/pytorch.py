@@ -171,7 +171,7 @@ def node_values(
     inputs: Sequence[Tensor],
     feed: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """What nodes compute when a captured graph runs, by node id; ids that are not there are left out.
+    """What nodes compute when a captured graph runs, by id; ids that are not there are left out.
 
     Args:
         module: a captured graph, in eval mode.

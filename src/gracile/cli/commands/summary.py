@@ -1,9 +1,20 @@
-"""`gracile summary`: layers, shapes, MACs and parameters of a model."""
+"""`gracile summary`: what a model is made of: operators, zeros, modules, and its picture."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gracile.cli import options as o
-from gracile.cli.output import out, write_text
+from gracile.cli.output import log, out, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gracile.analyze.cost import CostRow, Totals
+    from gracile.graph.graph import Graph
+
+KINDS = ("compute", "sparsity", "modules", "model", "graph")
 
 
 def register(app: typer.Typer) -> None:
@@ -14,25 +25,50 @@ def register(app: typer.Typer) -> None:
         model: o.Model,
         weights: o.Weights = None,
         shape: o.Shape = "3,32,32",
+        kind: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--kind",
+                metavar="KIND",
+                help="compute, sparsity, modules, model or graph (needs --out). Repeatable.",
+            ),
+        ] = None,
+        folder: Annotated[
+            Path | None,
+            typer.Option("--out", metavar="DIR", help="Write each as a CSV (graph: SVG) here."),
+        ] = None,
         json: o.Json = False,
     ) -> int:
-        """Print every operator with its output shape, MACs and parameters, and the totals."""
+        """Print what a model is made of; by default every operator with its cost.
+
+        compute: output shape, MACs and parameters of each operator, and the totals. sparsity: zeros
+        of each weight by element, kernel, filter and channel. modules: the leaf modules. model: as
+        PyTorch prints it. graph: a picture.
+        """
         import json as jsonlib
 
         import torch
-        from rich.table import Table
 
         from gracile.analyze.cost import cost, totals
+        from gracile.errors import UserError, nearest
         from gracile.graph.capture import capture
         from gracile.models.spec import load_weights, resolve
-        from gracile.units import human_bytes, human_count
 
+        kinds = list(dict.fromkeys(kind or ["compute"]))
+        for k in kinds:
+            if k not in KINDS:
+                raise UserError(f"unknown kind of summary '{k}'.{nearest(k, KINDS)}")
+        if "graph" in kinds and folder is None:
+            raise UserError("--kind graph draws graph.svg: name a folder with --out.")
         size = o.sizes(shape)
         net = resolve(model).model.eval()
         if weights is not None:
             load_weights(net, weights)
         graph = capture(net, torch.zeros(2, *size))
         rows, total = cost(net, graph), totals(net, graph)
+        if folder is not None:
+            for path in _write(folder, kinds, net, graph, rows):
+                log.print(f"wrote {path}", soft_wrap=True)
         if json:
             print(
                 jsonlib.dumps(
@@ -47,30 +83,133 @@ def register(app: typer.Typer) -> None:
                         "params": total.params,
                         "bytes": total.bytes,
                         "operators": [vars(r) for r in rows],
+                        **_described(kinds, net),
                     },
                     default=str,
                 )
             )
             return 0
-        table = Table(box=None, pad_edge=False)
-        table.add_column("operator")
-        table.add_column("kind")
-        table.add_column("output")
-        table.add_column("MACs", justify="right")
-        table.add_column("parameters", justify="right")
-        for r in rows:
-            shape_out = graph[r.id].shape
-            table.add_row(
+        for k in kinds:
+            if k == "compute":
+                _compute(model, graph, rows, total)
+            elif k == "sparsity":
+                _sparsity(model, net)
+            elif k == "modules":
+                out.print(_table(("module", "type"), _modules(net)))
+            elif k == "model":
+                write_text(repr(net))
+        return 0
+
+
+def _compute(model: str, graph: "Graph", rows: "list[CostRow]", total: "Totals") -> None:
+    from gracile.units import human_bytes, human_count
+
+    cells = []
+    for r in rows:
+        shape = graph[r.id].shape
+        cells.append(
+            (
                 r.id,
                 r.op,
-                "x".join(str(n) for n in shape_out[1:]) if shape_out else "",
+                "x".join(str(n) for n in shape[1:]) if shape else "",
                 f"{r.macs:,}" if r.macs else "",
                 f"{r.params:,}" if r.params else "",
             )
-        out.print(table)
-        write_text(
-            f"{model}: {human_count(total.macs)} MACs, {human_count(total.params)} parameters, "
-            f"{human_bytes(total.bytes)}; captured by {graph.how}"
-            + (f" ({graph.reason})" if graph.reason else "")
         )
-        return 0
+    out.print(_table(("operator", "kind", "output", "MACs", "parameters"), cells, numbers=2))
+    write_text(
+        f"{model}: {human_count(total.macs)} MACs, {human_count(total.params)} parameters, "
+        f"{human_bytes(total.bytes)}; captured by {graph.how}"
+        + (f" ({graph.reason})" if graph.reason else "")
+    )
+
+
+def _sparsity(model: str, net: "nn.Module") -> None:
+    from gracile.analyze.sparsity import sparsity_rows, total
+
+    rows = sparsity_rows(net)
+    heads = (
+        "tensor", "shape", "size", "nnz", "0s %", "kernels", "filters", "channels", "std", "mean",
+        "|mean|",
+    )  # fmt: skip
+
+    def share(v: float | None) -> str:
+        return "" if v is None else f"{100 * v:.1f}"
+
+    cells = [
+        (r.tensor, r.shape, f"{r.size:,}", f"{r.nnz:,}", *(share(v) for v in
+         (r.element, r.kernel, r.filter, r.channel)), f"{r.std:.3g}", f"{r.mean:.3g}",
+         f"{r.mean_abs:.3g}")
+        for r in rows
+    ]  # fmt: skip
+    out.print(_table(heads, cells, numbers=9))
+    whole = total(rows)
+    write_text(
+        f"{model}: {100 * whole.element:.2f} % of {whole.size:,} weights are zero, "
+        f"{whole.nnz:,} left"
+    )
+
+
+def _table(heads: tuple[str, ...], rows: Any, numbers: int = 0) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for k, head in enumerate(heads):
+        right = k >= len(heads) - numbers
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _modules(net: "nn.Module") -> list[tuple[str, str]]:
+    """Path and class of every module without children."""
+    return [
+        (p, type(m).__name__) for p, m in net.named_modules() if not any(True for _ in m.children())
+    ]
+
+
+def _described(kinds: list[str], net: "nn.Module") -> dict[str, Any]:
+    """What is asked for beside the operators, as JSON."""
+    from gracile.analyze.sparsity import sparsity_rows, total
+
+    found: dict[str, Any] = {}
+    if "sparsity" in kinds:
+        rows = sparsity_rows(net)
+        found["sparsity"] = {"tensors": [vars(r) for r in rows], "total": vars(total(rows))}
+    if "modules" in kinds:
+        found["modules"] = [{"path": p, "type": t} for p, t in _modules(net)]
+    if "model" in kinds:
+        found["text"] = repr(net)
+    return found
+
+
+def _write(
+    folder: Path, kinds: list[str], net: "nn.Module", graph: "Graph", rows: "list[CostRow]"
+) -> list[Path]:
+    """One file for each kind."""
+    from gracile.analyze.sparsity import sparsity_rows, to_csv
+    from gracile.core.csv_text import csv_text
+    from gracile.core.state import write_atomic
+    from gracile.report.drawing import draw
+
+    def compute() -> str:
+        heads = ("operator", "kind", "output", "macs", "params", "weight")
+        shapes = ("x".join(str(n) for n in (graph[r.id].shape or (0,))[1:]) for r in rows)
+        lines = (
+            (r.id, r.op, s, r.macs, r.params, r.weight or "")
+            for r, s in zip(rows, shapes, strict=True)
+        )
+        return csv_text(heads, lines)
+
+    made = {
+        "compute": ("compute.csv", compute),
+        "sparsity": ("sparsity.csv", lambda: to_csv(sparsity_rows(net))),
+        "modules": ("modules.csv", lambda: csv_text(("module", "type"), _modules(net))),
+        "model": ("model.txt", lambda: repr(net) + "\n"),
+        "graph": ("graph.svg", lambda: draw(graph)),
+    }
+    for kind in kinds:
+        name, text = made[kind]
+        write_atomic(folder / name, text().encode())
+    return [folder / made[kind][0] for kind in kinds]

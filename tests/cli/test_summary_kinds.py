@@ -1,0 +1,39 @@
+"""`gracile summary --kind ...`, on a network of a thousand parameters."""
+
+import csv
+
+NET = "net.py:Net?num_classes=5"
+
+
+def test_every_kind_has_its_file(as_json, tmp_path):
+    kinds = ("compute", "sparsity", "modules", "model", "graph")
+    found = as_json("summary", NET, "--out", tmp_path, *(w for k in kinds for w in ("--kind", k)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "compute.csv", "graph.svg", "model.txt", "modules.csv", "sparsity.csv",
+    ]  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "compute.csv").read_text().splitlines()))
+    stem = next(r for r in rows if r["operator"] == "stem")
+    assert (stem["kind"], stem["output"], stem["macs"]) == ("conv", "8x8x8", str(64 * 8 * 27))
+    assert found["sparsity"]["total"]["size"] == 8 * 27 + 8 * 72 + 8 * 5
+    assert {"path": "relu", "type": "ReLU"} in found["modules"]
+    assert found["text"].startswith("Net(")
+    assert "stem: conv 8x8x8" in (tmp_path / "graph.svg").read_text()
+
+
+def test_tables(call):
+    code, out, _ = call("summary", NET, "--kind", "modules", "--kind", "model")
+    assert code == 0
+    assert ["stem", "Conv2d"] in [line.split() for line in out.splitlines()]
+    assert "(stem): Conv2d(3, 8" in out
+    code, out, _ = call("summary", NET, "--kind", "sparsity")
+    assert code == 0
+    assert "0.00 % of 832 weights are zero, 832 left" in out
+
+
+def test_what_is_refused(call):
+    code, _, err = call("summary", NET, "--kind", "sparse")
+    assert code == 2
+    assert "unknown kind of summary 'sparse'. Nearest: 'sparsity'." in err
+    code, _, err = call("summary", NET, "--kind", "graph")
+    assert code == 2
+    assert "--kind graph draws graph.svg: name a folder with --out." in err
