@@ -237,6 +237,25 @@ def test_export_of_a_plain_model_and_timing_of_both(finished, as_json, call, pla
     assert "1 thread(s), batch 1, precision hint f32 for every side" in out
 
 
+def test_layers_throughput_memory_and_a_reference_are_records_of_their_own(as_json, call, finished):
+    files = [f"run/export/onnxruntime/{which}/model.onnx" for which in ("dense", "compressed")]
+    more = ("--rounds", "5", "--layers", "--streams", "2", "--memory", "--reference", files[0])
+    records = as_json("benchmark", *files, *more)["records"]
+    found = {r["metric"] for r in records}
+    assert found >= {
+        "latency_ms", "speedup", "relative_latency", "operators_ms", "unit_ms", "unit_speedup",
+        "throughput", "throughput_ratio", "artifact_bytes", "peak_memory", "added_memory",
+    }  # fmt: skip
+    units = {r["subject"]["unit"] for r in records if r["metric"] == "unit_ms"}
+    assert "head" in units
+    assert len({r["id"] for r in records}) == len(records)
+    assert {r["runtime"] for r in records} == {"onnxruntime"}
+    code, out, _ = call("benchmark", *files, "--rounds", "5", "--layers", "--runtime", "openvino")
+    assert code == 0
+    assert "in openvino, by its own counters" in " ".join(out.split())
+    assert "End to end, one stream" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "text"),
     [

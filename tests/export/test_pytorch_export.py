@@ -6,6 +6,7 @@ from small_nets import EMPTY, ResNet, as_if_trained, export, load, quantized
 from torch import nn
 
 from gracile.benchmark.artifact import open_artifact
+from gracile.benchmark.throughput import count
 from gracile.errors import UserError
 from gracile.export import parity
 
@@ -55,3 +56,14 @@ def test_kernels_times_and_threads(artifact):
     kernels = loaded.kernels()
     assert [k.type for k in kernels if k.unit == "relu"] == ["conv", "batch_norm", "relu"]
     assert {k.precision for k in kernels} == {"f32"}
+
+
+def test_every_call_is_timed_and_streams_share_the_module(artifact):
+    counters = load(artifact).counters(batch=2)
+    conv = next(layer for layer in counters.layers if layer.type == "conv")
+    assert conv.units == ("relu",)
+    times = counters.times(2)
+    assert times.shape == (2, len(counters.layers))
+    assert (times > 0).all()
+    loaded = load(artifact)
+    assert count(loaded.streams(2), 0.0)[0] == 2

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from gracile.benchmark.artifact import Artifact, Unit
-from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.benchmark.runtimes.base import (
+    Array,
+    CountedLayer,
+    Counters,
+    Inputs,
+    Kernel,
+    Loaded,
+    arrays,
+    timing_input,
+)
 from gracile.errors import UserError
 from gracile.graph.capture import capture
-from gracile.graph.graph import Graph
+from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
 from gracile.registry import register
 
@@ -76,30 +86,66 @@ class PyTorch(Loaded):
 
     def kernels(self) -> list[Kernel]:
         """The operators of the captured graph; eager mode runs each as it stands."""
+        return [Kernel(unit, node.op, self.hint) for node, unit in self._steps()]
+
+    def counters(self, batch: int | None = None) -> Counters:
+        """Eager mode has no counters: the time of each call of the captured graph; see `Loaded`."""
+        module = self._graph().module
+        if module is None:
+            raise UserError(f"the model cannot be looked into: {self._graph().reason}")
+        steps = self._steps()
+        clock = _Clock(module, self._wait)
+        inputs = self._fixed(batch or self.batch)
+        names = [node.id for node, _ in steps]
+        layers = tuple(
+            CountedLayer(node.id, node.op, (unit,) if unit else ()) for node, unit in steps
+        )
+
+        def times(n: int) -> Array:
+            out = np.empty((n, len(names)))
+            for row in out:
+                with self._pinned():
+                    clock.run(*inputs)
+                row[:] = [clock.ms[name] for name in names]
+            return out
+
+        return Counters(layers, times)
+
+    def streams(self, n: int, batch: int | None = None) -> list[Callable[[], Any]]:
+        """The same module from several threads, which keeps nothing in eval mode."""
+        return [self._step(batch or self.batch) for _ in range(n)]
+
+    def _steps(self) -> list[tuple[Node, str]]:
+        """Operators as they run, each with the unit it works for ("" behind the last one)."""
         ends = {u.id for u in self.artifact.units}
-        graph = self._graph()
-        out: list[Kernel] = []
-        waiting: list[str] = []
-        for node in graph:
+        out: list[tuple[Node, str]] = []
+        waiting: list[Node] = []
+        for node in self._graph():
             if node.op in ("input", "output", "param"):
                 continue
-            waiting.append(node.op)
+            waiting.append(node)
             if node.id in ends:
-                out += [Kernel(node.id, op, self.hint) for op in waiting]
+                out += [(n, node.id) for n in waiting]
                 waiting = []
-        return out + [Kernel("", op, self.hint) for op in waiting]
+        return out + [(n, "") for n in waiting]
 
     def _step(self, batch: int) -> Callable[[], Any]:
-        values = [timing_input((batch, *shape[1:]), np.float32) for _, shape in self._shapes()]
-        tensors = self._tensors(values)
+        tensors = self._fixed(batch)
 
         def step() -> None:
             with self._pinned():
                 self.module(*tensors)
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize(self._device)
+                self._wait()
 
         return step
+
+    def _fixed(self, batch: int) -> list[Tensor]:
+        shapes = ((batch, *shape[1:]) for _, shape in self._shapes())
+        return self._tensors([timing_input(shape, np.float32) for shape in shapes])
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _shapes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         if not self.artifact.inputs:
@@ -181,6 +227,21 @@ class _Reader(fx.Interpreter):
             self.found[unit] = out.detach().float().cpu().numpy().copy()
             if unit in self.feed:
                 out = torch.from_numpy(self.feed[unit].copy()).to(out.device, out.dtype)
+        return out
+
+
+class _Clock(fx.Interpreter):
+    """Runs a captured graph and keeps how long each of its calls took, in ms."""
+
+    def __init__(self, module: fx.GraphModule, wait: Callable[[], None]):
+        super().__init__(module)
+        self.wait, self.ms = wait, dict[str, float]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = perf_counter()
+        out = super().run_node(n)
+        self.wait()
+        self.ms[str(n.meta["id"])] = (perf_counter() - start) * 1e3
         return out
 
 
