@@ -67,3 +67,71 @@ def test_every_call_is_timed_and_streams_share_the_module(artifact):
     assert (times > 0).all()
     loaded = load(artifact)
     assert count(loaded.streams(2), 0.0)[0] == 2
+
+
+class Wide(nn.Module):
+    """Two linear layers, the first large enough for CSR."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(1024, 1024), nn.Linear(1024, 4)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Wide().eval()
+    model.fc1.weight.data *= torch.rand(1024, 1024) >= 0.95
+    x = torch.randn(2, 1024)
+    return export("pytorch", model, EMPTY, {}, x, tmp_path_factory.mktemp("sparse"))
+
+
+def test_sparse_weights_are_stored_by_rows(sparse):
+    plain = 4 * sum(p.numel() for p in Wide().parameters())
+    assert sparse.size_bytes < 0.1 * plain  # 5 % of the values, with 2 bytes for each column
+    loaded = load(open_artifact(sparse.path), module=Wide())
+    assert torch.equal(loaded.module.fc1.weight, sparse.module.fc1.weight)
+
+
+def test_sparse_multiplies_as_csr_what_the_table_says(sparse):
+    loaded = load(sparse, device="sparse")
+    assert loaded.device == "pytorch:sparse"
+    assert [type(m).__name__ for m in loaded._called.children()] == ["CsrLinear", "Linear"]
+    x = torch.randn(32, 1024)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(loaded.run(x)[0]), sparse.module(x))
+    assert list(loaded.run_units(x))
+    with pytest.raises(UserError, match="no counters of time"):
+        loaded.counters()
+
+
+def test_sparse_without_zeros_says_that_it_is_eager(artifact):
+    with pytest.warns(UserWarning, match="no linear layer has so many zeros"):
+        load(artifact, device="sparse")
+
+
+def test_damaged_rows_are_named(sparse, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(sparse.path)
+    with safe_open(sparse.path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors["fc1.weight.col"] = tensors["fc1.weight.col"][:-1]
+    save_file(tensors, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=r"'fc1\.weight' is stored by rows, and damaged"):
+        load(open_artifact(tmp_path / "m.safetensors"), module=Wide())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch, of itself
+def test_a_compiled_network_computes_the_same(artifact):
+    loaded = load(artifact, device="compile")
+    with torch.no_grad():
+        expected = artifact.module(X)
+    torch.testing.assert_close(torch.tensor(loaded.run(X)[0]), expected, atol=1e-4, rtol=1e-4)
+    assert [k.type for k in loaded.kernels()] == ["compiled program"]
+    assert parity.require(parity.check(artifact.module, loaded, X)).max_abs < 1e-4

@@ -1,12 +1,14 @@
 """Write a model's weights for PyTorch itself: safetensors, with the units and facts inside."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from gracile.benchmark.artifact import Artifact, artifact_path, content_sha, facts
+from gracile.benchmark.artifact import KEY, Artifact, artifact_path, content_sha, facts
+from gracile.benchmark.csr import packed_rows
 from gracile.core.plan import Plan
 from gracile.core.state import write_atomic_with
 from gracile.export.prepare import activation_grids, example_inputs
@@ -26,7 +28,8 @@ def export_pytorch(
 ) -> Artifact:
     """Write the state of the model; loading it again needs the model (``module=...``).
 
-    PyTorch computes in floats, so the precision is "f32" whatever the plan says.
+    PyTorch computes in floats, so the precision is "f32" whatever the plan says. Tensors with so
+    many zeros that it makes them smaller are written by rows, see `packed_rows`.
     """
     from safetensors.torch import save_file
 
@@ -36,7 +39,10 @@ def export_pytorch(
     inputs = example_inputs(graph, example)
     state = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
     stored = facts("f32", inputs, units, metadata)
-    write_atomic_with(path, lambda tmp: save_file(state, tmp, metadata=stored))
+    written, shapes = packed_rows(state)
+    if shapes:
+        stored[f"{KEY}.rows"] = json.dumps(shapes)
+    write_atomic_with(path, lambda tmp: save_file(written, tmp, metadata=stored))
     return Artifact(
         path=path,
         runtime="pytorch",

@@ -1,6 +1,8 @@
 """PyTorch itself as a runtime: the baseline everyone knows, and the reference of parity checks."""
 
 import copy
+import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gracile.benchmark.artifact import Artifact, Unit
+from gracile.benchmark.artifact import KEY, Artifact, Unit
+from gracile.benchmark.csr import unpacked_rows, with_csr_layers
 from gracile.benchmark.runtimes.base import (
     Array,
     CountedLayer,
@@ -27,10 +30,16 @@ from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
 from gracile.registry import register
 
+FORMS = ("compile", "sparse")
 
-@register("runtime", "pytorch", source="https://pytorch.org, eager mode")
+
+@register("runtime", "pytorch", source="https://pytorch.org, eager mode and torch.compile")
 class PyTorch(Loaded):
-    """Eager PyTorch. A quantized model is simulated in floats here, so it is not faster.
+    """PyTorch. A quantized model is simulated in floats here, so it is not faster.
+
+    Besides "CPU" and devices of torch ("cuda:0"), `device` names a form of the network on the CPU:
+    "compile" is torch.compile's program, "sparse" multiplies linear layers with many zeros as CSR
+    where that is faster for the batch (see `benchmark.csr`). Units are shown by the eager network.
 
     Args:
         module: the model the artifact's weights belong to; it is copied.
@@ -55,12 +64,24 @@ class PyTorch(Loaded):
                 f"{artifact.path} holds weights only: give the model they belong to (module=...)."
             )
         try:
-            self._device = torch.device(device.lower())
+            self._device = torch.device("cpu" if device in FORMS else device.lower())
             self.module = copy.deepcopy(module).to(self._device).eval()
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"PyTorch here cannot use device '{device}': {e}") from None
         self._load_weights()
         self._captured: Graph | None = None
+        self._form = device if device in FORMS else None
+        self._called: Callable[..., Any] = self.module
+        if self._form == "compile":
+            self._called = torch.compile(self.module)
+        elif self._form == "sparse":
+            self._called = copy.deepcopy(self.module)
+            if not with_csr_layers(self._called):
+                warnings.warn(
+                    f"{artifact.path}: no linear layer has so many zeros that CSR is faster for "
+                    "any batch; it runs as in eager mode.",
+                    stacklevel=3,
+                )
 
     @property
     def version(self) -> str:
@@ -70,7 +91,7 @@ class PyTorch(Loaded):
     def run(self, inputs: Inputs) -> list[Array]:
         """The outputs for one batch of any size."""
         with self._pinned():
-            out = self.module(*self._tensors(inputs))
+            out = self._called(*self._tensors(inputs))
         return [x.float().cpu().numpy() for x in flat(out)]
 
     def run_units(
@@ -85,11 +106,18 @@ class PyTorch(Loaded):
             return unit_values(graph.module, self.artifact.units, tensors, feed)
 
     def kernels(self) -> list[Kernel]:
-        """The operators of the captured graph; eager mode runs each as it stands."""
+        """The operators of the captured graph, of which eager mode runs each as it stands.
+
+        A compiled network is one step: what it was fused into is in no graph that can be read.
+        """
+        if self._form == "compile":
+            return [Kernel("", "compiled program", self.hint)]
         return [Kernel(unit, node.op, self.hint) for node, unit in self._steps()]
 
     def counters(self, batch: int | None = None) -> Counters:
         """Eager mode has no counters: the time of each call of the captured graph; see `Loaded`."""
+        if self._form is not None:
+            return super().counters(batch)
         module = self._graph().module
         if module is None:
             raise UserError(f"the model cannot be looked into: {self._graph().reason}")
@@ -134,7 +162,7 @@ class PyTorch(Loaded):
 
         def step() -> None:
             with self._pinned():
-                self.module(*tensors)
+                self._called(*tensors)
                 self._wait()
 
         return step
@@ -161,9 +189,15 @@ class PyTorch(Loaded):
         return self._captured
 
     def _load_weights(self) -> None:
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
-        state = load_file(self.artifact.path)
+        with safe_open(self.artifact.path, framework="pt") as file:
+            shapes = json.loads((file.metadata() or {}).get(f"{KEY}.rows", "{}"))
+        try:
+            state = unpacked_rows(load_file(self.artifact.path), shapes)
+        except ValueError as e:
+            raise UserError(f"{self.artifact.path}: {e}") from None
         mine = self.module.state_dict()
         wrong = [k for k in mine if k not in state or state[k].shape != mine[k].shape]
         wrong += [k for k in state if k not in mine]
