@@ -147,7 +147,7 @@ def export(
 
     Args:
         result: what `compress` or `Session.finish` returned, or a plain module.
-        runtime: a registered runtime, see `gracile list runtime`.
+        runtime: a registered runtime, see `gracile list runtime`; ``NAME:DEVICE`` checks it there.
         path: folder for the files.
         example: an input batch (or tuple of inputs) of at least 2 samples.
         inputs: real inputs for the parity check; default `example`.
@@ -158,21 +158,15 @@ def export(
     """
     if isinstance(result, nn.Module):
         result = Result(result.eval(), Plan(architecture=Architecture(name=type(result).__name__)))
-    name = runtime.split(":")[0]
+    name, _, device = runtime.partition(":")
     artifact: Artifact = registry.get("exporter", name).obj(
         result.model, result.plan, result.tensors, example=example, path=Path(path),
         metadata=dict(metadata or {}),
     )  # fmt: skip
     options: dict[str, Any] = {"module": result.model} if name == "pytorch" else {}
-    loaded = load_artifact(artifact, **options)
+    loaded = load_artifact(artifact, device=device or "CPU", **options)
     parity.require(
-        parity.check(
-            result.model,
-            loaded,
-            example if inputs is None else inputs,
-            precision=artifact.precision,
-        ),
-        result.plan,
+        parity.check(result.model, loaded, example if inputs is None else inputs), result.plan
     )
     return artifact
 
@@ -187,6 +181,7 @@ def benchmark(
     layers: bool = False,
     streams: int | None = None,
     memory: bool = False,
+    device: str = "CPU",
 ) -> list[Record]:
     """Measure artifacts side by side; ratios are to the first.
 
@@ -199,6 +194,7 @@ def benchmark(
         layers: also the time of each layer, by the runtime's own counters.
         streams: also the throughput of so many inferences at once; None: not.
         memory: also the peak of memory; artifacts that are whole files only.
+        device: of the runtime, or for "pytorch" a form: "compile", "sparse", "x86", "qnnpack".
 
     Returns:
         Records: `latency_ms` and `artifact_bytes` of each, `drift`, `speedup` of all but the first;
@@ -209,7 +205,9 @@ def benchmark(
         artifacts = [artifacts]
     if not isinstance(artifacts, Mapping):
         artifacts = {f"{i}:{a.path.name}": a for i, a in enumerate(artifacts)}
-    loaded = {k: load_artifact(a, threads=threads, hint=hint) for k, a in artifacts.items()}
+    loaded = {
+        k: load_artifact(a, threads=threads, hint=hint, device=device) for k, a in artifacts.items()
+    }
     return side_by_side(
         loaded, rounds=rounds, batch=batch, layers=layers, streams=streams, memory=memory
     )

@@ -118,6 +118,11 @@ class Loaded(ABC):
         self.device = f"{self.name}:{device}"
 
     @property
+    def precision(self) -> str:
+        """What it computes in: "f32", "int8" or "mixed"; that of the artifact."""
+        return self.artifact.precision
+
+    @property
     @abstractmethod
     def version(self) -> str:
         """The runtime's version."""

@@ -4,7 +4,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from gracile.benchmark.artifact import KEY, Artifact, Unit
 from gracile.benchmark.csr import unpacked_rows, with_csr_layers
+from gracile.benchmark.integer_engine import ENGINES, engine, in_integers, steps_of
 from gracile.benchmark.runtimes.base import (
     Array,
     CountedLayer,
@@ -30,16 +31,19 @@ from gracile.graph.graph import Graph, Node
 from gracile.graph.instrument import SUFFIX
 from gracile.registry import register
 
-FORMS = ("compile", "sparse")
+FORMS = ("compile", "sparse", *ENGINES)
+SCALE_OF = "scale of "  # and a weight's address: the scale of its integers in a file
 
 
 @register("runtime", "pytorch", source="https://pytorch.org, eager mode and torch.compile")
 class PyTorch(Loaded):
-    """PyTorch. A quantized model is simulated in floats here, so it is not faster.
+    """PyTorch. A quantized model is simulated in floats, unless an engine is named.
 
     Besides "CPU" and devices of torch ("cuda:0"), `device` names a form of the network on the CPU:
     "compile" is torch.compile's program, "sparse" multiplies linear layers with many zeros as CSR
-    where that is faster for the batch (see `benchmark.csr`). Units are shown by the eager network.
+    where that is faster for the batch (see `benchmark.csr`), "x86" and "qnnpack" compute in
+    integers by these engines (see `benchmark.integer_engine`). Units of a compiled or sparse
+    network are shown by the eager one.
 
     Args:
         module: the model the artifact's weights belong to; it is copied.
@@ -72,7 +76,10 @@ class PyTorch(Loaded):
         self._captured: Graph | None = None
         self._form = device if device in FORMS else None
         self._called: Callable[..., Any] = self.module
-        if self._form == "compile":
+        self._lowered: fx.GraphModule | None = None
+        if self._form in ENGINES:
+            self._called = self._lowered = self._in_integers()
+        elif self._form == "compile":
             self._called = torch.compile(self.module)
         elif self._form == "sparse":
             self._called = copy.deepcopy(self.module)
@@ -88,6 +95,15 @@ class PyTorch(Loaded):
         """PyTorch's version."""
         return str(torch.__version__)
 
+    @property
+    def precision(self) -> str:
+        """Float32, but for the integer engines, which compute what they can in integers."""
+        if self._lowered is None:
+            return self.artifact.precision
+        layers = [k for k in self.kernels() if k.is_convolution or "inear" in k.type]
+        whole = [k for k in layers if k.is_integer]
+        return "f32" if not whole else "int8" if len(whole) == len(layers) else "mixed"
+
     def run(self, inputs: Inputs) -> list[Array]:
         """The outputs for one batch of any size."""
         with self._pinned():
@@ -99,11 +115,9 @@ class PyTorch(Loaded):
     ) -> dict[str, Array]:
         """The tensor of every unit, in execution order; see `Loaded`."""
         tensors = self._tensors(inputs)
-        graph = self._graph()
-        if graph.module is None:
-            raise UserError(f"the model cannot be looked into: {graph.reason}")
+        module = self._lowered or self._followed()
         with self._pinned():
-            return unit_values(graph.module, self.artifact.units, tensors, feed)
+            return unit_values(module, self.artifact.units, tensors, feed)
 
     def kernels(self) -> list[Kernel]:
         """The operators of the captured graph, of which eager mode runs each as it stands.
@@ -112,22 +126,25 @@ class PyTorch(Loaded):
         """
         if self._form == "compile":
             return [Kernel("", "compiled program", self.hint)]
+        if self._lowered is not None:
+            steps = steps_of(self._lowered, [u.id for u in self.artifact.units], self.hint)
+            return [Kernel(unit, kind, precision) for _, unit, kind, precision in steps]
         return [Kernel(unit, node.op, self.hint) for node, unit in self._steps()]
 
     def counters(self, batch: int | None = None) -> Counters:
         """Eager mode has no counters: the time of each call of the captured graph; see `Loaded`."""
-        if self._form is not None:
+        if self._form in ("compile", "sparse"):
             return super().counters(batch)
-        module = self._graph().module
-        if module is None:
-            raise UserError(f"the model cannot be looked into: {self._graph().reason}")
-        steps = self._steps()
+        if self._lowered is None:
+            module = self._followed()
+            steps = [(node.id, unit, node.op) for node, unit in self._steps()]
+        else:
+            module, ends = self._lowered, [u.id for u in self.artifact.units]
+            steps = [(id, unit, kind) for id, unit, kind, _ in steps_of(module, ends, self.hint)]
         clock = _Clock(module, self._wait)
         inputs = self._fixed(batch or self.batch)
-        names = [node.id for node, _ in steps]
-        layers = tuple(
-            CountedLayer(node.id, node.op, (unit,) if unit else ()) for node, unit in steps
-        )
+        names = [id for id, _, _ in steps]
+        layers = tuple(CountedLayer(id, kind, (unit,) if unit else ()) for id, unit, kind in steps)
 
         def times(n: int) -> Array:
             out = np.empty((n, len(names)))
@@ -188,15 +205,34 @@ class PyTorch(Loaded):
             self._captured = capture(self.module, example)
         return self._captured
 
+    def _followed(self) -> fx.GraphModule:
+        graph = self._graph()
+        if graph.module is None:
+            raise UserError(f"the model cannot be looked into: {graph.reason}")
+        return graph.module
+
+    def _in_integers(self) -> fx.GraphModule:
+        known = torch.backends.quantized.supported_engines
+        if self._form not in known:
+            raise UserError(
+                f"PyTorch here has no engine '{self._form}'; it has {', '.join(known)}."
+            )
+        with engine(self._form):
+            return in_integers(self._followed(), self._scales)
+
     def _load_weights(self) -> None:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
         with safe_open(self.artifact.path, framework="pt") as file:
-            shapes = json.loads((file.metadata() or {}).get(f"{KEY}.rows", "{}"))
+            facts = file.metadata() or {}
+        shapes = json.loads(facts.get(f"{KEY}.rows", "{}"))
+        addresses = json.loads(facts.get(f"{KEY}.scales", "[]"))
         try:
             state = unpacked_rows(load_file(self.artifact.path), shapes)
-        except ValueError as e:
+            self._scales = {a: state.pop(SCALE_OF + a) for a in addresses}
+            state |= {a: _floats(state[a], scale) for a, scale in self._scales.items()}
+        except (ValueError, KeyError, RuntimeError) as e:
             raise UserError(f"{self.artifact.path}: {e}") from None
         mine = self.module.state_dict()
         wrong = [k for k in mine if k not in state or state[k].shape != mine[k].shape]
@@ -216,8 +252,9 @@ class PyTorch(Loaded):
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         low = torch.autocast(self._device.type, torch.bfloat16, enabled=self.hint == "bf16")
+        kernels = nullcontext() if self._lowered is None else engine(str(self._form))
         try:
-            with torch.inference_mode(), low:
+            with torch.inference_mode(), low, kernels:
                 yield
         finally:
             torch.set_num_threads(before)
@@ -258,10 +295,22 @@ class _Reader(fx.Interpreter):
         out = super().run_node(n)
         unit = self.wanted.get(str(n.meta["id"]))
         if unit is not None:
-            self.found[unit] = out.detach().float().cpu().numpy().copy()
+            floats = out.dequantize() if out.is_quantized else out
+            self.found[unit] = floats.detach().float().cpu().numpy().copy()
             if unit in self.feed:
-                out = torch.from_numpy(self.feed[unit].copy()).to(out.device, out.dtype)
+                fed = torch.from_numpy(self.feed[unit].copy())
+                out = _on_grid_of(out, fed) if out.is_quantized else fed.to(out.device, out.dtype)
         return out
+
+
+def _on_grid_of(like: Tensor, x: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(x, like.q_scale(), like.q_zero_point(), like.dtype)
+
+
+def _floats(integers: Tensor, scale: Tensor) -> Tensor:
+    """What integers stand for; computed as the exporter compared it."""
+    wide = scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (integers.dim() - 1))
+    return integers.float() * wide
 
 
 class _Clock(fx.Interpreter):
