@@ -30,9 +30,9 @@ COMMANDS = dict(commands())
 
 def test_the_commands_are_these():
     assert {" ".join(name) for name in COMMANDS} == {
-        "benchmark", "bisect", "compare", "compress", "demo", "export", "groups", "inspect", "list",
-        "report", "summary", "undo", "recipe check", "recipe convert", "recipe explain",
-        "recipe simulate",
+        "agent", "benchmark", "bisect", "compare", "compress", "demo", "export", "groups",
+        "inspect", "list", "report", "summary", "undo", "recipe check", "recipe convert",
+        "recipe explain", "recipe simulate",
     }  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gracile.benchmark.artifact import Artifact, open_artifact
+from gracile.benchmark.jobs import JobTable
 from gracile.benchmark.runtimes.base import load, parse_target
 from gracile.benchmark.side_by_side import side_by_side
 from gracile.core.record import Record
@@ -26,6 +28,7 @@ def measure(
     streams: int | None = None,
     memory: bool = False,
     reference: Path | None = None,
+    jobs: Path | None = None,
 ) -> list[Record]:
     """Measure artifacts side by side, one comparison per runtime; see `side_by_side`.
 
@@ -34,6 +37,7 @@ def measure(
         runtimes: only these; default every runtime the artifacts are made for. An `.onnx` file is
             also run by OpenVINO if that is named.
         reference: a file that is timed in every round and compared with nothing.
+        jobs: folder of a table of jobs: measured by an agent, see `gracile agent`; not here.
 
     Raises:
         UserError: nothing to time, or artifacts of different runtimes named together.
@@ -64,19 +68,19 @@ def measure(
         artifacts = found[runtime]
         if reference is not None:
             artifacts[REFERENCE] = _in_one_of(open_artifact(reference), [runtime])
-        loaded = {
-            name: load(a, threads=threads, hint=hint, batch=batch, device=device)
-            for name, a in artifacts.items()
-        }
-        records += side_by_side(
-            loaded,
-            rounds=rounds,
-            batch=batch,
-            layers=layers,
-            streams=streams,
-            memory=memory,
-            reference=None if reference is None else REFERENCE,
-        )
+        of_load: dict[str, Any] = {
+            "threads": threads, "hint": hint, "batch": batch, "device": device,
+        }  # fmt: skip
+        rest: dict[str, Any] = {
+            "rounds": rounds, "layers": layers, "streams": streams, "memory": memory,
+            "reference": None if reference is None else REFERENCE,
+        }  # fmt: skip
+        if jobs is not None:
+            table = JobTable(jobs)
+            records += table.wait(table.add(artifacts, **of_load, **rest))
+            continue
+        loaded = {name: load(a, **of_load) for name, a in artifacts.items()}
+        records += side_by_side(loaded, batch=batch, **rest)
     return records
 
 

@@ -41,6 +41,12 @@ def register(app: typer.Typer) -> None:
                 "--reference", metavar="FILE", help="Timed in every round, to compare days by."
             ),
         ] = None,
+        jobs: Annotated[
+            Path | None,
+            typer.Option(
+                "--jobs", metavar="DIR", help="Not here: a `gracile agent` measures DIR's jobs."
+            ),
+        ] = None,
         records: Annotated[
             Path | None, typer.Option("--records", metavar="FILE", help="Append Records here.")
         ] = None,
@@ -60,6 +66,7 @@ def register(app: typer.Typer) -> None:
         found = measure(
             artifacts, runtimes=tuple(runtime or ()), threads=threads, hint=hint, batch=batch,
             rounds=rounds, layers=layers, streams=streams, memory=memory, reference=reference,
+            jobs=jobs,
         )  # fmt: skip
         if records is not None:
             RecordLog(records).add(*found)
