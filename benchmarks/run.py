@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 from benchmarks import (
     capture,
+    csr,
     dynamic,
     fakequant,
     hints,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Any] = {
         runtimes,
         widths,
         sparsity,
+        csr,
         hints,
         integer_proof,
         dynamic,

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from gracile import registry
 from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import load as load_artifact
-from gracile.benchmark.timing import compare
+from gracile.benchmark.side_by_side import side_by_side
 from gracile.core.plan import Architecture, Plan
 from gracile.core.record import Record
 from gracile.core.result import Result
@@ -153,7 +153,7 @@ def export(
 
     Args:
         result: what `compress` or `Session.finish` returned, or a plain module.
-        runtime: a registered runtime, see `gracile list runtime`.
+        runtime: a registered runtime, see `gracile list runtime`; ``NAME:DEVICE`` checks it there.
         path: folder for the files.
         example: an input batch (or tuple of inputs) of at least 2 samples.
         inputs: real inputs for the parity check; default `example`.
@@ -164,21 +164,15 @@ def export(
     """
     if isinstance(result, nn.Module):
         result = Result(result.eval(), Plan(architecture=Architecture(name=type(result).__name__)))
-    name = runtime.split(":")[0]
+    name, _, device = runtime.partition(":")
     artifact: Artifact = registry.get("exporter", name).obj(
         result.model, result.plan, result.tensors, example=example, path=Path(path),
         metadata=dict(metadata or {}),
     )  # fmt: skip
     options: dict[str, Any] = {"module": result.model} if name == "pytorch" else {}
-    loaded = load_artifact(artifact, **options)
+    loaded = load_artifact(artifact, device=device or "CPU", **options)
     parity.require(
-        parity.check(
-            result.model,
-            loaded,
-            example if inputs is None else inputs,
-            precision=artifact.precision,
-        ),
-        result.plan,
+        parity.check(result.model, loaded, example if inputs is None else inputs), result.plan
     )
     return artifact
 
@@ -190,8 +184,12 @@ def benchmark(
     hint: str = "f32",
     batch: int = 1,
     rounds: int = 9,
+    layers: bool = False,
+    streams: int | None = None,
+    memory: bool = False,
+    device: str = "CPU",
 ) -> list[Record]:
-    """Time artifacts side by side; ratios are to the first.
+    """Measure artifacts side by side; ratios are to the first.
 
     Args:
         artifacts: one, several, or name -> artifact.
@@ -199,16 +197,26 @@ def benchmark(
         hint: precision hint for all, f32 or bf16.
         batch: images per inference.
         rounds: interleaved rounds, at least 5.
+        layers: also the time of each layer, by the runtime's own counters.
+        streams: also the throughput of so many inferences at once; None: not.
+        memory: also the peak of memory; artifacts that are whole files only.
+        device: of the runtime, or for "pytorch" a form: "compile", "sparse", "x86", "qnnpack".
 
     Returns:
-        Records: latency_ms of each, speedup of each but the first, throughput, drift.
+        Records: `latency_ms` and `artifact_bytes` of each, `drift`, `speedup` of all but the first;
+        with `layers` `operators_ms`, and `unit_ms` and `unit_speedup` of each unit; with `streams`
+        `throughput` and `throughput_ratio`; with `memory` `peak_memory` and `added_memory`.
     """
     if isinstance(artifacts, Artifact):
         artifacts = [artifacts]
     if not isinstance(artifacts, Mapping):
         artifacts = {f"{i}:{a.path.name}": a for i, a in enumerate(artifacts)}
-    loaded = {k: load_artifact(a, threads=threads, hint=hint) for k, a in artifacts.items()}
-    return compare(loaded, rounds=rounds, batch=batch)
+    loaded = {
+        k: load_artifact(a, threads=threads, hint=hint, device=device) for k, a in artifacts.items()
+    }
+    return side_by_side(
+        loaded, rounds=rounds, batch=batch, layers=layers, streams=streams, memory=memory
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

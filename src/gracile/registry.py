@@ -105,6 +105,11 @@ def get(kind: str, name: str) -> Entry:
         raise UserError(f"unknown {kind} '{name}'.{nearest(name, names(kind))}") from None
 
 
+def known(kind: str, name: str) -> Entry | None:
+    """What is registered under a name by now; nothing is imported for it."""
+    return _entries.get((kind, name))
+
+
 def names(kind: str) -> list[str]:
     """All names of a kind, sorted."""
     load(kind)

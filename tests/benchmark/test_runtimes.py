@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gracile import registry
 from gracile.benchmark.artifact import Unit, content_sha, facts, open_artifact
 from gracile.benchmark.runtimes.base import load, parse_target
+from gracile.benchmark.throughput import count
 from gracile.errors import UserError
 
 W = np.array([[1.0, 2.0], [-1.0, 0.5]], np.float32)  # y = |x @ W.T|, z = y * 3 on a grid
@@ -96,6 +97,28 @@ def test_times_are_milliseconds_of_each_run(artifact):
     times = load(artifact).time(5, batch=2)
     assert len(times) == 5
     assert all(0 < t < 1000 for t in times)
+
+
+def test_counters_tell_which_units_a_layer_computes(artifact):
+    counters = load(artifact).counters(batch=64)
+    times = counters.times(4)
+    assert times.shape == (4, len(counters.layers))
+    assert (times >= 0).all()
+    units = [u for layer in counters.layers for u in layer.units]
+    assert "y" in units
+    assert units == sorted(units, key=["y", "yq", "z"].index)
+    assert all(layer.name and layer.type for layer in counters.layers)
+    if artifact.runtime == "openvino":
+        assert any("y@Abs1" in layer.fused for layer in counters.layers)
+
+
+def test_streams_run_at_the_same_time(artifact):
+    steps = load(artifact).streams(3, batch=2)
+    assert len(steps) == 3
+    assert count(steps, 0.0)[0] == 3
+    n, seconds = count(steps, 0.02)
+    assert n > 3
+    assert seconds >= 0.02
 
 
 def test_kernels_speak_of_units(artifact):

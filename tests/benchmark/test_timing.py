@@ -38,14 +38,16 @@ def by(records, metric, model):
     return found
 
 
-def test_latency_throughput_and_speedup_of_known_clocks():
+def test_latency_and_speedup_of_known_clocks():
     records = compare({"slow": Clock(4.0), "fast": Clock(2.0)}, rounds=5, batch=8)
     latency = by(records, "latency_ms", "slow")
     assert (latency.value, latency.median, latency.p95, latency.iqr) == (4.0, 4.0, 4.0, 0.0)
     assert (latency.unit, latency.kind, latency.batch, latency.shape) == (
         "ms", "measured", 8, (8, 3, 8, 8),
     )  # fmt: skip
-    assert by(records, "throughput", "fast").value == 4000.0
+    assert {r.metric for r in records} == {
+        "latency_ms", "drift", "involuntary_switches", "speedup",
+    }  # fmt: skip
     speedup = by(records, "speedup", "fast")
     assert (speedup.value, speedup.ci95, speedup.n) == (2.0, (2.0, 2.0), 5)
     assert speedup.subject["baseline"] == "slow"
@@ -94,6 +96,21 @@ def test_pairs_cancel_what_slows_both_down():
     assert ratio_interval(2 * slow, slow) == (2.0, 2.0)
     low, high = median_interval(slow)
     assert low < high
+
+
+def test_a_reference_is_timed_with_the_others_and_compared_with_none():
+    log = []
+    clocks = {"ref": Clock(10.0, log, "ref"), "a": Clock(4.0, log, "a"), "b": Clock(2.0, log, "b")}
+    records = compare(clocks, rounds=5, reference="ref")
+    relative = by(records, "relative_latency", "a")
+    assert (relative.value, relative.ci95, relative.unit) == (0.4, (0.4, 0.4), "ratio")
+    assert relative.subject["reference_sha"] == "sha-ref"
+    speedup = by(records, "speedup", "b")
+    assert (speedup.value, speedup.subject["baseline"]) == (2.0, "a")
+    assert not [r for r in records if r.subject["model"] == "ref" and r.unit == "ratio"]
+    assert [label for label, _ in log[6:9]] == ["ref", "a", "b"]
+    with pytest.raises(UserError, match="reference 'x' must be one of several"):
+        compare(clocks, reference="x")
 
 
 def test_drifted_compares_the_first_and_the_last_third():

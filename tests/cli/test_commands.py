@@ -30,9 +30,9 @@ COMMANDS = dict(commands())
 
 def test_the_commands_are_these():
     assert {" ".join(name) for name in COMMANDS} == {
-        "activations", "benchmark", "bisect", "compare", "compress", "demo", "export", "groups",
-        "inspect", "list", "preflight", "report", "sensitivity", "summary", "undo", "recipe check",
-        "recipe convert", "recipe explain", "recipe simulate",
+        "activations", "agent", "benchmark", "bisect", "compare", "compress", "demo", "export",
+        "groups", "inspect", "list", "preflight", "report", "sensitivity", "summary", "undo",
+        "recipe check", "recipe convert", "recipe explain", "recipe simulate",
     }  # fmt: skip
 
 
@@ -251,6 +251,25 @@ def test_export_of_a_plain_model_and_timing_of_both(finished, as_json, call, pla
     assert code == 0
     assert re.search(r"onnxruntime +compressed .*\dx", out)
     assert "1 thread(s), batch 1, precision hint f32 for every side" in out
+
+
+def test_layers_throughput_memory_and_a_reference_are_records_of_their_own(as_json, call, finished):
+    files = [f"run/export/onnxruntime/{which}/model.onnx" for which in ("dense", "compressed")]
+    more = ("--rounds", "5", "--layers", "--streams", "2", "--memory", "--reference", files[0])
+    records = as_json("benchmark", *files, *more)["records"]
+    found = {r["metric"] for r in records}
+    assert found >= {
+        "latency_ms", "speedup", "relative_latency", "operators_ms", "unit_ms", "unit_speedup",
+        "throughput", "throughput_ratio", "artifact_bytes", "peak_memory", "added_memory",
+    }  # fmt: skip
+    units = {r["subject"]["unit"] for r in records if r["metric"] == "unit_ms"}
+    assert "head" in units
+    assert len({r["id"] for r in records}) == len(records)
+    assert {r["runtime"] for r in records} == {"onnxruntime"}
+    code, out, err = call("benchmark", *files, "--rounds", "5", "--layers", "--runtime", "openvino")
+    assert code == 0, err
+    assert "in openvino, by its own counters" in " ".join(out.split())
+    assert "End to end, one stream" in out
 
 
 @pytest.mark.parametrize(

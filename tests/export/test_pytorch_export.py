@@ -6,6 +6,7 @@ from small_nets import EMPTY, ResNet, as_if_trained, export, load, quantized
 from torch import nn
 
 from gracile.benchmark.artifact import open_artifact
+from gracile.benchmark.throughput import count
 from gracile.errors import UserError
 from gracile.export import parity
 
@@ -55,3 +56,62 @@ def test_kernels_times_and_threads(artifact):
     kernels = loaded.kernels()
     assert [k.type for k in kernels if k.unit == "relu"] == ["conv", "batch_norm", "relu"]
     assert {k.precision for k in kernels} == {"f32"}
+
+
+def test_every_call_is_timed_and_streams_share_the_module(artifact):
+    counters = load(artifact).counters(batch=2)
+    conv = next(layer for layer in counters.layers if layer.type == "conv")
+    assert conv.units == ("relu",)
+    times = counters.times(2)
+    assert times.shape == (2, len(counters.layers))
+    assert (times > 0).all()
+    loaded = load(artifact)
+    assert count(loaded.streams(2), 0.0)[0] == 2
+
+
+class Wide(nn.Module):
+    """Two linear layers, the first large enough for CSR."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(1024, 1024), nn.Linear(1024, 4)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Wide().eval()
+    model.fc1.weight.data *= torch.rand(1024, 1024) >= 0.95
+    x = torch.randn(2, 1024)
+    return export("pytorch", model, EMPTY, {}, x, tmp_path_factory.mktemp("sparse"))
+
+
+def test_sparse_multiplies_as_csr_what_the_table_says(sparse):
+    loaded = load(sparse, device="sparse")
+    assert loaded.device == "pytorch:sparse"
+    assert [type(m).__name__ for m in loaded._called.children()] == ["CsrLinear", "Linear"]
+    x = torch.randn(32, 1024)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(loaded.run(x)[0]), sparse.module(x))
+    assert list(loaded.run_units(x))
+    with pytest.raises(UserError, match="no counters of time"):
+        loaded.counters()
+
+
+def test_sparse_without_zeros_says_that_it_is_eager(artifact):
+    with pytest.warns(UserWarning, match="no linear layer has so many zeros"):
+        load(artifact, device="sparse")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch, of itself
+def test_a_compiled_network_computes_the_same(artifact):
+    loaded = load(artifact, device="compile")
+    with torch.no_grad():
+        expected = artifact.module(X)
+    torch.testing.assert_close(torch.tensor(loaded.run(X)[0]), expected, atol=1e-4, rtol=1e-4)
+    assert [k.type for k in loaded.kernels()] == ["compiled program"]
+    assert parity.require(parity.check(artifact.module, loaded, X)).max_abs < 1e-4

@@ -1,12 +1,13 @@
 """Measure latencies side by side: interleaved rounds, medians, confidence intervals, disturbance.
 
 Rounds go A B A B ..., so that whatever slows the machine down slows all variants down alike. The
-latency of a variant is the median of its rounds' medians.
+latency of a variant is the median of its rounds' medians: one stream, from inputs to outputs. What
+its layers take is in `operators`, what a machine computes in a second in `throughput`.
 """
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,7 @@ def compare(
     warmup: int = 5,
     min_round_ms: float = 50.0,
     seed: int = 0,
+    reference: str | None = None,
 ) -> list[Record]:
     """Time several artifacts side by side.
 
@@ -62,28 +64,37 @@ def compare(
         warmup: inferences of each before the first round, not counted.
         min_round_ms: a round repeats the inference until it takes at least this long.
         seed: of the bootstrap.
+        reference: name of one that is timed with the others and not compared with the first: a
+            network that stays the same, so that times of another day can be set against these.
 
     Returns:
         For each name the Records `latency_ms` (median of the rounds' medians; n, p95 and iqr over
-        all inferences, ci95 of the median), `throughput` (images/s), `drift` (1 if the last rounds
-        differ by more than 10 % from the first, else 0) and `involuntary_switches`; for each but
-        the first `speedup`, how many times faster than the first it is, with the 95 % bootstrap
-        interval of the ratio. ``subject["model"]`` is the name.
+        all inferences, ci95 of the median), `drift` (1 if the last rounds differ by more than 10 %
+        from the first, else 0) and `involuntary_switches`; for each but the first `speedup`, how
+        many times faster than the first it is, with the 95 % bootstrap interval of the ratio; with
+        a reference, for each other `relative_latency`, how many times the reference's time it
+        takes. ``subject["model"]`` is the name.
 
     Raises:
         UserError: fewer than 5 rounds, nothing to time, or settings that differ.
     """
-    _check(loaded, rounds, warmup, min_round_ms)
+    check_fair(loaded, rounds, warmup, min_round_ms)
+    if reference is not None and (reference not in loaded or len(loaded) < 2):
+        raise UserError(f"the reference '{reference}' must be one of several that are timed.")
     sizes = {name: batch or item.batch for name, item in loaded.items()}
     timings = measure(loaded, sizes, rounds=rounds, warmup=warmup, min_round_ms=min_round_ms)
-    base = next(iter(loaded))
+    base = next(name for name in loaded if name != reference)
     records: list[Record] = []
     for name, item in loaded.items():
-        facts = _facts(item, name, sizes[name], seed)
-        records += _records(timings[name], facts, sizes[name], seed)
-        if name != base:
-            pair = {**facts, "subject": {**facts["subject"], "baseline": base}}
-            records.append(_speedup(timings[base], timings[name], pair, seed))
+        facts = record_facts(item, name, sizes[name], seed)
+        records += _records(timings[name], facts, seed)
+        mine = timings[name]
+        if name not in (base, reference):
+            records.append(_ratio("speedup", timings[base], mine, against(facts, base), seed))
+        if reference is not None and name != reference:
+            pair = against(facts, reference, "reference")
+            pair["subject"]["reference_sha"] = loaded[reference].artifact.sha
+            records.append(_ratio("relative_latency", mine, timings[reference], pair, seed))
     return records
 
 
@@ -146,7 +157,14 @@ def drifted(medians: np.ndarray[Any, Any]) -> bool:
     return bool(abs(last / first - 1) > DRIFT)
 
 
-def _check(loaded: Mapping[str, Loaded], rounds: int, warmup: int, min_round_ms: float) -> None:
+def check_fair(
+    loaded: Mapping[str, Loaded], rounds: int, warmup: int = 0, min_round_ms: float = 1.0
+) -> None:
+    """Refuse comparisons that prove nothing.
+
+    Raises:
+        UserError: fewer than 5 rounds, nothing to time, or settings that differ.
+    """
     if not loaded:
         raise UserError("there is nothing to time.")
     if rounds < MIN_ROUNDS:
@@ -162,7 +180,8 @@ def _check(loaded: Mapping[str, Loaded], rounds: int, warmup: int, min_round_ms:
             raise UserError(f"a fair comparison needs the same {what} for all ({shown}).")
 
 
-def _facts(item: Loaded, name: str, batch: int, seed: int) -> dict[str, Any]:
+def record_facts(item: Loaded, name: str, batch: int, seed: int) -> dict[str, Any]:
+    """What a Record of a loaded artifact says besides its value."""
     shapes = item.artifact.inputs
     return {
         "seed": seed,
@@ -178,43 +197,55 @@ def _facts(item: Loaded, name: str, batch: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _records(t: Timings, facts: dict[str, Any], batch: int, seed: int) -> list[Record]:
-    every = np.concatenate([np.asarray(r) for r in t.rounds])
+def against(facts: Mapping[str, Any], other: str, role: str = "baseline") -> dict[str, Any]:
+    """The facts of a Record that compares with another network."""
+    return {**facts, "subject": {**facts["subject"], role: other}}
+
+
+def of_rounds(metric: str, rounds: Sequence[Any], facts: Mapping[str, Any], seed: int) -> Record:
+    """A Record in ms: the median of the rounds' medians, its interval, and the spread of all.
+
+    Args:
+        rounds: the times of each round, ms.
+    """
+    medians = np.array([np.median(r) for r in rounds])
+    every = np.concatenate([np.asarray(r) for r in rounds])
     low, high = np.quantile(every, [0.25, 0.75])
-    latency, interval = float(np.median(t.medians)), median_interval(t.medians, seed)
-    load = float(np.mean(t.load))
-    common = {**facts, "n": len(every), "load_avg": load}
+    return Record(
+        metric,
+        float(np.median(medians)),
+        "ms",
+        n=len(every),
+        median=float(np.median(every)),
+        p95=float(np.quantile(every, 0.95)),
+        iqr=float(high - low),
+        ci95=median_interval(medians, seed),
+        **facts,
+    )
+
+
+def _records(t: Timings, facts: dict[str, Any], seed: int) -> list[Record]:
+    every = {**facts, "load_avg": float(np.mean(t.load))}
+    common = {**every, "n": sum(len(r) for r in t.rounds)}
     return [
-        Record(
-            "latency_ms",
-            latency,
-            "ms",
-            median=float(np.median(every)),
-            p95=float(np.quantile(every, 0.95)),
-            iqr=float(high - low),
-            ci95=interval,
-            **common,
-        ),
-        Record(
-            "throughput",
-            1e3 * batch / latency,
-            "images/s",
-            ci95=(1e3 * batch / interval[1], 1e3 * batch / interval[0]),
-            **common,
-        ),
+        of_rounds("latency_ms", t.rounds, every, seed),
         Record("drift", float(drifted(t.medians)), "flag", **common),
         Record("involuntary_switches", float(sum(t.switches)), "count", **common),
     ]
 
 
-def _speedup(base: Timings, other: Timings, facts: dict[str, Any], seed: int) -> Record:
-    ratio = float(np.median(base.medians) / np.median(other.medians))
-    return Record(
-        "speedup",
-        ratio,
-        "ratio",
-        n=len(base.rounds),
-        ci95=ratio_interval(base.medians, other.medians, seed),
-        load_avg=float(np.mean(base.load + other.load)),
-        **facts,
-    )
+def _ratio(metric: str, a: Timings, b: Timings, facts: dict[str, Any], seed: int) -> Record:
+    load = float(np.mean(a.load + b.load))
+    return ratio_record(metric, a.medians, b.medians, {**facts, "load_avg": load}, seed)
+
+
+def ratio_record(
+    metric: str,
+    a: np.ndarray[Any, Any],
+    b: np.ndarray[Any, Any],
+    facts: Mapping[str, Any],
+    seed: int,
+) -> Record:
+    """A Record of median(a) / median(b), one value a round in each, with its 95 % interval."""
+    ratio = float(np.median(a) / np.median(b))
+    return Record(metric, ratio, "ratio", n=len(a), ci95=ratio_interval(a, b, seed), **facts)

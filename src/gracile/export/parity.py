@@ -126,14 +126,14 @@ def check(
         model: the compressed model; quantizers simulate the integers.
         loaded: the artifact in its runtime.
         inputs: real inputs, one batch of at least a few samples.
-        precision: of the artifact; its own if None.
+        precision: what it computes in; as it says of itself if None.
 
     Returns:
         The report; use `require` to raise if it is not in order.
     """
     batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     batch = tuple(x.detach().cpu() for x in batch)
-    kind = _kind(precision or loaded.artifact.precision, loaded.hint)
+    kind = _kind(precision or loaded.precision, loaded.hint)
     tolerance = _tolerance(model, kind)
     with _on_cpu(model) as reference:
         expected = _outputs(reference, batch)

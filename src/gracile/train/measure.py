@@ -1,13 +1,19 @@
 """Timing of artifacts that are already on disk: files, or all artifacts of a finished run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gracile.benchmark.artifact import Artifact, open_artifact
+from gracile.benchmark.jobs import JobTable
 from gracile.benchmark.runtimes.base import load, parse_target
-from gracile.benchmark.timing import compare
+from gracile.benchmark.side_by_side import side_by_side
 from gracile.core.record import Record
 from gracile.errors import UserError
+
+REFERENCE = "reference"
+READS = {"openvino": (".xml", ".onnx")}  # runtimes that read files of others, too
 
 
 def measure(
@@ -18,12 +24,20 @@ def measure(
     hint: str = "f32",
     batch: int = 1,
     rounds: int = 9,
+    layers: bool = False,
+    streams: int | None = None,
+    memory: bool = False,
+    reference: Path | None = None,
+    jobs: Path | None = None,
 ) -> list[Record]:
-    """Time artifacts side by side, one comparison per runtime.
+    """Measure artifacts side by side, one comparison per runtime; see `side_by_side`.
 
     Args:
         paths: `.onnx` and `.xml` files, or one run directory.
-        runtimes: only these; default every runtime the artifacts are made for.
+        runtimes: only these; default every runtime the artifacts are made for. An `.onnx` file is
+            also run by OpenVINO if that is named.
+        reference: a file that is timed in every round and compared with nothing.
+        jobs: folder of a table of jobs: measured by an agent, see `gracile agent`; not here.
 
     Raises:
         UserError: nothing to time, or artifacts of different runtimes named together.
@@ -34,7 +48,7 @@ def measure(
     else:
         found = {}
         for path in paths:
-            artifact = open_artifact(path)
+            artifact = _in_one_of(open_artifact(path), [name for name, _ in wanted])
             found.setdefault(artifact.runtime, {})[_label(path, paths)] = artifact
         if len(found) > 1 and len(paths) > 1:
             made = ", ".join(sorted(found))
@@ -51,12 +65,31 @@ def measure(
         )
     records: list[Record] = []
     for runtime, device in devices.items():
-        loaded = {
-            name: load(a, threads=threads, hint=hint, batch=batch, device=device)
-            for name, a in found[runtime].items()
-        }
-        records += compare(loaded, rounds=rounds, batch=batch)
+        artifacts = found[runtime]
+        if reference is not None:
+            artifacts[REFERENCE] = _in_one_of(open_artifact(reference), [runtime])
+        of_load: dict[str, Any] = {
+            "threads": threads, "hint": hint, "batch": batch, "device": device,
+        }  # fmt: skip
+        rest: dict[str, Any] = {
+            "rounds": rounds, "layers": layers, "streams": streams, "memory": memory,
+            "reference": None if reference is None else REFERENCE,
+        }  # fmt: skip
+        if jobs is not None:
+            table = JobTable(jobs)
+            records += table.wait(table.add(artifacts, **of_load, **rest))
+            continue
+        loaded = {name: load(a, **of_load) for name, a in artifacts.items()}
+        records += side_by_side(loaded, batch=batch, **rest)
     return records
+
+
+def _in_one_of(artifact: Artifact, runtimes: Sequence[str]) -> Artifact:
+    """The artifact for the first of these runtimes that reads its file, though made for another."""
+    if artifact.runtime in runtimes:
+        return artifact
+    able = (r for r in runtimes if artifact.path.suffix in READS.get(r, ()))
+    return replace(artifact, runtime=next(able, artifact.runtime))
 
 
 def _of_run(folder: Path) -> dict[str, dict[str, Artifact]]:

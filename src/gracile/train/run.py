@@ -247,9 +247,7 @@ class _Run:
             folder = self.out / "export" / _slug(runtime) / which
             artifact = self.at.exported(runtime, result, folder)
             loaded = self.at.load(runtime, artifact, result.model)
-            report = parity.check(
-                result.model, loaded, self.at.parity_inputs(), precision=artifact.precision
-            )
+            report = parity.check(result.model, loaded, self.at.parity_inputs())
             parity.require(report, result.plan)
             self._record(
                 "parity_max_abs", report.max_abs, "logit", model=which, runtime=runtime,

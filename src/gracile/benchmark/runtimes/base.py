@@ -3,18 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from gracile import registry
 from gracile.benchmark.artifact import Artifact
 from gracile.errors import UserError
 
+if TYPE_CHECKING:  # a device that only measures has no torch
+    from torch import Tensor
+
 Array = np.ndarray[Any, Any]
-Inputs = Array | Tensor | Sequence[Array | Tensor]
+Inputs: TypeAlias = "Array | Tensor | Sequence[Array | Tensor]"
 HINTS = ("f32", "bf16")
 
 
@@ -41,6 +45,36 @@ class Kernel:
     def is_convolution(self) -> bool:
         """Whether it is a convolution, also a transposed or fused one."""
         return "conv" in self.type.lower() and "convert" not in self.type.lower()
+
+
+@dataclass(frozen=True)
+class CountedLayer:
+    """A layer of a runtime's program whose time the runtime counts by itself.
+
+    Attributes:
+        name: what the runtime calls it.
+        type: the runtime's name for its kernel.
+        units: ids of the units it computes as one, in order; () if that cannot be told.
+        fused: names of the file's operators that went into it; () if the runtime does not say.
+    """
+
+    name: str
+    type: str
+    units: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counters:
+    """A runtime's own counters: which layers it counts, and their times.
+
+    Attributes:
+        layers: in the order they run.
+        times: number of inferences -> ms of each layer in each of them, (inferences, layers).
+    """
+
+    layers: tuple[CountedLayer, ...]
+    times: Callable[[int], Array]
 
 
 class Loaded(ABC):
@@ -84,6 +118,11 @@ class Loaded(ABC):
         self.device = f"{self.name}:{device}"
 
     @property
+    def precision(self) -> str:
+        """What it computes in: "f32", "int8" or "mixed"; that of the artifact."""
+        return self.artifact.precision
+
+    @property
     @abstractmethod
     def version(self) -> str:
         """The runtime's version."""
@@ -111,6 +150,28 @@ class Loaded(ABC):
     @abstractmethod
     def _step(self, batch: int) -> Callable[[], Any]:
         """One inference on prepared inputs of this batch size, for timing."""
+
+    def counters(self, batch: int | None = None) -> Counters:
+        """The runtime's own counters of time, layer by layer, on fixed inputs.
+
+        Raises:
+            UserError: this runtime has none, or they do not say the same in every inference.
+        """
+        raise UserError(f"{self.name} has no counters of time for its layers; leave --layers out.")
+
+    def streams(self, n: int, batch: int | None = None) -> list[Callable[[], Any]]:
+        """One inference each, to be called at the same time from `n` threads of this process."""
+        others = (
+            type(self)(
+                self.artifact,
+                threads=self.threads,
+                hint=self.hint,
+                batch=self.batch,
+                device=self.device.partition(":")[2],
+            )
+            for _ in range(n - 1)
+        )
+        return [one._step(batch or self.batch) for one in (self, *others)]
 
     @property
     def size_bytes(self) -> int:
@@ -142,11 +203,23 @@ def load(
     Args:
         options: what only one runtime takes: ``module`` for "pytorch".
     """
-    kind = registry.get("runtime", artifact.runtime).obj
-    loaded: Loaded = kind(
+    loaded: Loaded = runtime_class(artifact.runtime)(
         artifact, threads=threads, hint=hint, batch=batch, device=device, **options
     )
     return loaded
+
+
+def runtime_class(name: str) -> Any:
+    """The class of a runtime. If a file here has its name, no other runtime is imported.
+
+    Raises:
+        UserError: no such runtime.
+    """
+    home = f"{__package__}.{name}"
+    if name.isidentifier() and find_spec(home) is not None:
+        import_module(home)
+    found = registry.known("runtime", name) or registry.get("runtime", name)
+    return found.obj
 
 
 def parse_target(text: str) -> tuple[str, str]:
@@ -165,9 +238,9 @@ def parse_target(text: str) -> tuple[str, str]:
 
 def arrays(inputs: Inputs) -> list[Array]:
     """Any form of inputs as contiguous numpy arrays."""
-    many = [inputs] if isinstance(inputs, (np.ndarray, Tensor)) else list(inputs)
+    many = list(inputs) if isinstance(inputs, Sequence) else [inputs]
     return [
-        np.asarray(x.detach().cpu().numpy() if isinstance(x, Tensor) else x, order="C")
+        np.asarray(x if isinstance(x, np.ndarray) else x.detach().cpu().numpy(), order="C")
         for x in many
     ]
 

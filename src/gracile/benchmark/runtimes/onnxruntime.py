@@ -1,5 +1,6 @@
 """ONNX Runtime: runs `.onnx`, on the CPU unless another execution provider is named."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from gracile.benchmark.artifact import Artifact, unit_in
-from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.benchmark.runtimes.base import (
+    Array,
+    CountedLayer,
+    Counters,
+    Inputs,
+    Kernel,
+    Loaded,
+    arrays,
+    timing_input,
+)
 from gracile.errors import MissingExtra, UserError
 from gracile.registry import register
 
@@ -21,6 +31,8 @@ TYPES = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8, "tensor(bool)": np.bool_,
 }  # fmt: skip
+TIMED = "_kernel_time"  # behind a node's name in a profile
+WARMUP = 3  # inferences of a profiled session that are not counted
 
 
 @register("runtime", "onnxruntime", source="https://onnxruntime.ai")
@@ -85,23 +97,54 @@ class OnnxRuntime(Loaded):
 
     def kernels(self) -> list[Kernel]:
         """Nodes of the optimized graph that ONNX Runtime writes out."""
+        return _kernels(self._optimized().graph, [u.id for u in self.artifact.units])
+
+    def counters(self, batch: int | None = None) -> Counters:
+        """The nodes that its profiler times, in steps of 1 us; see `Loaded`."""
+        ids, size = {u.id for u in self.artifact.units}, batch or self.batch
+        model = self._optimized()  # once: names that the optimizer makes up differ each time
+        known = {n.name: (n.op_type, _units_of(n, ids)) for n in model.graph.node}
+        program = model.SerializeToString()
+        names = [name for name, _ in self._profiled(program, size, 1)[0]]
+        layers = tuple(CountedLayer(n, *known.get(n, ("", ()))) for n in names)
+
+        def times(n: int) -> Array:
+            runs = self._profiled(program, size, n)
+            if any([name for name, _ in run] != names for run in runs):
+                raise UserError(
+                    f"{self.artifact.path}: its operators are not the same in every inference, "
+                    "so they have no times of their own; leave --layers out."
+                )
+            return np.array([[ms for _, ms in run] for run in runs])
+
+        return Counters(layers, times)
+
+    def _profiled(self, program: bytes, batch: int, n: int) -> list[list[tuple[str, float]]]:
+        """(name, ms) of every node in each of `n` inferences of a session of their own."""
+        with TemporaryDirectory() as folder:
+            session = self._open(program, as_it_is=True, profile=str(Path(folder) / "profile"))
+            step = _fed_step(session, batch)
+            for _ in range(WARMUP + n):
+                step()
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        runs: list[list[tuple[str, float]]] = [[]]
+        for event in events:
+            if event["name"] == "model_run":  # written when a run has ended
+                runs.append([])
+            elif event["cat"] == "Node" and event["name"].endswith(TIMED):
+                runs[-1].append((event["name"].removesuffix(TIMED), event["dur"] / 1e3))
+        return runs[WARMUP : WARMUP + n]
+
+    def _optimized(self) -> Any:
         import onnx
 
         with TemporaryDirectory() as folder:
             path = str(Path(folder) / "optimized.onnx")
             self._open(str(self.artifact.path), optimized=path)
-            graph = onnx.load(path).graph
-        return _kernels(graph, [u.id for u in self.artifact.units])
+            return onnx.load(path)
 
     def _step(self, batch: int) -> Callable[[], Any]:
-        binding = self._session.io_binding()
-        for i in self._session.get_inputs():
-            shape = [batch, *(d if isinstance(d, int) else 1 for d in i.shape[1:])]
-            binding.bind_cpu_input(i.name, timing_input(shape, TYPES[i.type]))
-        for name in self._outputs:
-            binding.bind_output(name)
-        session = self._session
-        return lambda: session.run_with_iobinding(binding)
+        return _fed_step(self._session, batch)
 
     def _named(self, inputs: Inputs) -> dict[str, Array]:
         values = arrays(inputs)
@@ -109,23 +152,47 @@ class OnnxRuntime(Loaded):
             raise UserError(f"the model has {len(self._inputs)} inputs, got {len(values)}.")
         return dict(zip(self._inputs, values, strict=True))
 
-    def _open(self, model: str | bytes, optimized: str | None = None) -> Any:
-        ort = _import()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # its warnings are about its own optimizer
+    def _open(
+        self,
+        model: str | bytes,
+        optimized: str | None = None,
+        *,
+        as_it_is: bool = False,
+        profile: str | None = None,
+    ) -> Any:
+        options = _options(self.threads, as_it_is)
         if optimized is not None:
             options.optimized_model_filepath = optimized
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         try:
             if _weights_only(self.artifact.path):
                 # Nothing computes in integers: restore the weights once, not at every inference.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
-            return ort.InferenceSession(model, options, providers=[self._provider])
+            return _import().InferenceSession(model, options, providers=[self._provider])
         except Exception as e:  # neither package has a public base of its errors
             raise UserError(f"{self.artifact.path}: ONNX Runtime cannot load it: {e}") from e
+
+
+def _fed_step(session: Any, batch: int | None) -> Callable[[], Any]:
+    binding = session.io_binding()
+    for i in session.get_inputs():
+        binding.bind_cpu_input(i.name, timing_input(_sizes(i, batch), TYPES[i.type]))
+    for o in session.get_outputs():
+        binding.bind_output(o.name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _options(threads: int, as_it_is: bool) -> Any:
+    ort = _import()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if as_it_is else levels.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # its warnings are about its own optimizer
+    return options
 
 
 def _import() -> Any:
@@ -134,6 +201,11 @@ def _import() -> Any:
     except ImportError:
         raise MissingExtra("the ONNX Runtime", "onnx") from None
     return onnxruntime
+
+
+def _sizes(port: Any, batch: int | None) -> list[int]:
+    sizes = [d if isinstance(d, int) else 1 for d in port.shape]
+    return sizes if batch is None else [batch, *sizes[1:]]
 
 
 def _weights_only(path: Path) -> bool:
@@ -237,6 +309,12 @@ def _kernels(graph: Any, ids: list[str]) -> list[Kernel]:
     return [
         Kernel(_unit_of(node, known, readers), node.op_type, precision) for node, precision in steps
     ]
+
+
+def _units_of(node: Any, ids: set[str]) -> tuple[str, ...]:
+    """The units that a node computes: its name speaks of the first, its output of the last."""
+    found = (unit_in(ADDED.sub("", name), ids) for name in (node.name, *node.output))
+    return tuple(dict.fromkeys(u for u in found if u))
 
 
 def _unit_of(node: Any, ids: set[str], readers: Mapping[str, Any]) -> str:

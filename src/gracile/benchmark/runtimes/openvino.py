@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 
 from gracile.benchmark.artifact import Artifact, unit_in
-from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, arrays, timing_input
+from gracile.benchmark.runtimes.base import (
+    Array,
+    CountedLayer,
+    Counters,
+    Inputs,
+    Kernel,
+    Loaded,
+    arrays,
+    timing_input,
+)
 from gracile.errors import MissingExtra, UserError
 from gracile.registry import register
 
 KEPT = 4  # compiled models of different input shapes that are kept
 NO_STEP = ("Const", "Input", "Output")
+NO_KERNEL = ("undef", "unknown")  # kernels of what was fused away, and of inputs and outputs
 LABELS = {"u8": "int8", "i8": "int8", "u1": "binary"}  # others are called what they are
 
 
@@ -91,14 +101,40 @@ class OpenVino(Loaded):
             out.append(Kernel(unit, f"{kind} {primitive}", label))
         return out
 
-    def _step(self, batch: int) -> Callable[[], Any]:
-        import openvino as ov
+    def counters(self, batch: int | None = None) -> Counters:
+        """The layers of the execution graph that have a kernel, and their times; see `Loaded`."""
+        shapes = self._shapes(batch or self.batch)
+        request = self._compile("counted", shapes, PERF_COUNT=True)
+        step = _fed_step(request)
+        step()
+        fused = _fused(request.get_compiled_model().get_runtime_model())
+        ids = {u.id for u in self.artifact.units}
+        layers = tuple(
+            CountedLayer(p.node_name, f"{p.node_type} {p.exec_type}", _units(names, ids), names)
+            for p in _counted(request)
+            for names in [fused.get(p.node_name, ())]
+        )
 
-        request = self._compile("plain", self._shapes(batch))
-        for k, port in enumerate(request.model_inputs):
-            value = timing_input(tuple(port.shape), port.element_type.to_dtype())
-            request.set_input_tensor(k, ov.Tensor(value))
-        return lambda: request.infer()
+        def times(n: int) -> Array:
+            out = np.empty((n, len(layers)))
+            for row in out:
+                step()
+                row[:] = [p.real_time.total_seconds() * 1e3 for p in _counted(request)]
+            return out
+
+        return Counters(layers, times)
+
+    def streams(self, n: int, batch: int | None = None) -> list[Callable[[], Any]]:
+        """OpenVINO's own streams: one compiled model, a request for each; see `Loaded`."""
+        config: dict[str, Any] = {"NUM_STREAMS": n}
+        if self._device.startswith("CPU"):
+            config["INFERENCE_NUM_THREADS"] = n * self.threads
+        shapes = self._shapes(batch or self.batch)
+        compiled = self._compile(f"streams {n}", shapes, **config).get_compiled_model()
+        return [_fed_step(compiled.create_infer_request()) for _ in range(n)]
+
+    def _step(self, batch: int) -> Callable[[], Any]:
+        return _fed_step(self._compile("plain", self._shapes(batch)))
 
     def _read(self) -> Any:
         try:
@@ -121,8 +157,12 @@ class OpenVino(Loaded):
             raise UserError(f"the model has {len(self._model.inputs)} inputs, got {len(values)}.")
         return values
 
-    def _compile(self, form: str, shapes: Sequence[Sequence[int]]) -> Any:
-        """An inference request for these shapes; `form` is "plain", "units" or "cut"."""
+    def _compile(self, form: str, shapes: Sequence[Sequence[int]], **more: Any) -> Any:
+        """An inference request for these shapes.
+
+        Args:
+            form: what it is kept by; "units" and "cut" are other models, `more` is compiled in.
+        """
         key = (form, tuple(tuple(s) for s in shapes))
         if key in self._compiled:
             self._compiled.move_to_end(key)
@@ -135,7 +175,7 @@ class OpenVino(Loaded):
                 _show(model, ids)
             elif form == "cut":
                 model = _cut(model, ids)
-            compiled = _core().compile_model(model, self._device, self._config())
+            compiled = _core().compile_model(model, self._device, {**self._config(), **more})
         except RuntimeError as e:
             raise UserError(
                 f"{self.artifact.path}: OpenVINO cannot compile it for inputs {key[1]}: {e}"
@@ -150,6 +190,33 @@ class OpenVino(Loaded):
         if self._device.startswith("CPU"):
             config["INFERENCE_NUM_THREADS"] = self.threads
         return config
+
+
+def _fed_step(request: Any) -> Callable[[], Any]:
+    import openvino as ov
+
+    for k, port in enumerate(request.model_inputs):
+        value = timing_input(tuple(port.shape), port.element_type.to_dtype())
+        request.set_input_tensor(k, ov.Tensor(value))
+    return lambda: request.infer()
+
+
+def _counted(request: Any) -> list[Any]:
+    """What has a kernel; one that took less than the counter's step of 1 us is said not to run."""
+    return [p for p in request.profiling_info if not p.exec_type.startswith(NO_KERNEL)]
+
+
+def _fused(model: Any) -> dict[str, tuple[str, ...]]:
+    """Layer of an execution graph -> the operators it was made of."""
+    return {
+        op.get_friendly_name(): tuple(filter(None, names.split(",")))
+        for op in model.get_ordered_ops()
+        for names in [op.get_rt_info()["originalLayersNames"].astype(str)]
+    }
+
+
+def _units(names: Sequence[str], ids: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(u for name in names if (u := unit_in(name, ids))))
 
 
 @lru_cache(maxsize=1)

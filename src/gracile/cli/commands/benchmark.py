@@ -26,6 +26,28 @@ def register(app: typer.Typer) -> None:
         hint: o.Hint = "f32",
         batch: o.Batch = 1,
         rounds: Annotated[int, typer.Option("--rounds", min=5, help="Interleaved rounds.")] = 9,
+        layers: Annotated[
+            bool, typer.Option("--layers", help="Also each layer, by the runtime's own counters.")
+        ] = False,
+        streams: Annotated[
+            int | None,
+            typer.Option("--streams", min=1, help="Also images/s of so many inferences at once."),
+        ] = None,
+        memory: Annotated[
+            bool, typer.Option("--memory", help="Also the peak of memory, in another process.")
+        ] = False,
+        reference: Annotated[
+            Path | None,
+            typer.Option(
+                "--reference", metavar="FILE", help="Timed in every round, to compare days by."
+            ),
+        ] = None,
+        jobs: Annotated[
+            Path | None,
+            typer.Option(
+                "--jobs", metavar="DIR", help="Not here: a `gracile agent` measures DIR's jobs."
+            ),
+        ] = None,
         records: Annotated[
             Path | None, typer.Option("--records", metavar="FILE", help="Append Records here.")
         ] = None,
@@ -39,14 +61,14 @@ def register(app: typer.Typer) -> None:
         """
         import json as jsonlib
 
-        from rich.table import Table
-
         from gracile.core.record import RecordLog
+        from gracile.report.measured import tables
         from gracile.train.measure import measure
 
         found = measure(
             artifacts, runtimes=tuple(runtime or ()), threads=threads, hint=hint, batch=batch,
-            rounds=rounds,
+            rounds=rounds, layers=layers, streams=streams, memory=memory, reference=reference,
+            jobs=jobs,
         )  # fmt: skip
         if records is not None:
             RecordLog(records).add(*found)
@@ -54,23 +76,7 @@ def register(app: typer.Typer) -> None:
             print(jsonlib.dumps({"format": 1, "status": "ok", "exit": 0,
                                  "records": [r.to_dict() for r in found]}))  # fmt: skip
             return 0
-        table = Table(box=None, pad_edge=False)
-        for column in ("runtime", "model", "median ms", "p95 ms", "IQR ms", "speed-up", "95 % CI"):
-            table.add_column(column, justify="left" if column in ("runtime", "model") else "right")
-        ratios = {(r.runtime, r.subject.get("model")): r for r in found if r.metric == "speedup"}
-        for r in found:
-            if r.metric != "latency_ms":
-                continue
-            ratio = ratios.get((r.runtime, r.subject.get("model")))
-            table.add_row(
-                str(r.runtime),
-                r.subject.get("model", ""),
-                f"{r.value:.4f}",
-                f"{r.p95:.4f}" if r.p95 is not None else "",
-                f"{r.iqr:.4f}" if r.iqr is not None else "",
-                f"{ratio.value:.2f}x" if ratio else "1 (reference)",
-                f"{ratio.ci95[0]:.2f} to {ratio.ci95[1]:.2f}" if ratio and ratio.ci95 else "",
-            )
-        out.print(table)
+        for table in tables(found):
+            out.print(table)
         write_text(f"{threads} thread(s), batch {batch}, precision hint {hint} for every side")
         return 0
