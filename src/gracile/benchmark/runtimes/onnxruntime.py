@@ -85,23 +85,39 @@ class OnnxRuntime(Loaded):
 
     def kernels(self) -> list[Kernel]:
         """Nodes of the optimized graph that ONNX Runtime writes out."""
+        return _kernels(self._optimized().graph, [u.id for u in self.artifact.units])
+
+    def program(self) -> tuple[Any, dict[str, tuple[Any, tuple[int, ...]]]]:
+        """What it executes: the optimized graph, and (dtype, shape) of each of its tensors.
+
+        Shapes are those of the batch size given to `load`; they are seen in one inference.
+        """
+        import onnx
+
+        model = self._optimized()
+        there = {o.name for o in model.graph.output}
+        names = [n for node in model.graph.node for n in node.output if n]
+        shown = onnx.ModelProto()
+        shown.CopyFrom(model)
+        shown.graph.output.extend(
+            onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in there
+        )
+        session = self._open(shown.SerializeToString(), as_it_is=True)
+        feeds = {i.name: timing_input(_sizes(i, self.batch), TYPES[i.type])
+                 for i in session.get_inputs()}  # fmt: skip
+        values = dict(zip(names, session.run(names, feeds), strict=True)) | feeds
+        return model.graph, {n: (v.dtype, v.shape) for n, v in values.items()}
+
+    def _optimized(self) -> Any:
         import onnx
 
         with TemporaryDirectory() as folder:
             path = str(Path(folder) / "optimized.onnx")
             self._open(str(self.artifact.path), optimized=path)
-            graph = onnx.load(path).graph
-        return _kernels(graph, [u.id for u in self.artifact.units])
+            return onnx.load(path)
 
     def _step(self, batch: int) -> Callable[[], Any]:
-        binding = self._session.io_binding()
-        for i in self._session.get_inputs():
-            shape = [batch, *(d if isinstance(d, int) else 1 for d in i.shape[1:])]
-            binding.bind_cpu_input(i.name, timing_input(shape, TYPES[i.type]))
-        for name in self._outputs:
-            binding.bind_output(name)
-        session = self._session
-        return lambda: session.run_with_iobinding(binding)
+        return _fed_step(self._session, batch)
 
     def _named(self, inputs: Inputs) -> dict[str, Array]:
         values = arrays(inputs)
@@ -109,23 +125,50 @@ class OnnxRuntime(Loaded):
             raise UserError(f"the model has {len(self._inputs)} inputs, got {len(values)}.")
         return dict(zip(self._inputs, values, strict=True))
 
-    def _open(self, model: str | bytes, optimized: str | None = None) -> Any:
-        ort = _import()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # its warnings are about its own optimizer
+    def _open(
+        self, model: str | bytes, optimized: str | None = None, *, as_it_is: bool = False
+    ) -> Any:
+        options = _options(self.threads, as_it_is)
         if optimized is not None:
             options.optimized_model_filepath = optimized
         try:
             if _weights_only(self.artifact.path):
                 # Nothing computes in integers: restore the weights once, not at every inference.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
-            return ort.InferenceSession(model, options, providers=[self._provider])
+            return _import().InferenceSession(model, options, providers=[self._provider])
         except Exception as e:  # neither package has a public base of its errors
             raise UserError(f"{self.artifact.path}: ONNX Runtime cannot load it: {e}") from e
+
+
+def step_of(model: Any, *, threads: int, device: str = "CPU") -> Callable[[], Any]:
+    """One inference of an ``onnx.ModelProto``, node by node as it is, on fixed inputs, for timing."""
+    session = _import().InferenceSession(
+        model.SerializeToString(),
+        _options(threads, as_it_is=True),
+        providers=[f"{device}ExecutionProvider"],
+    )
+    return _fed_step(session, None)
+
+
+def _fed_step(session: Any, batch: int | None) -> Callable[[], Any]:
+    binding = session.io_binding()
+    for i in session.get_inputs():
+        binding.bind_cpu_input(i.name, timing_input(_sizes(i, batch), TYPES[i.type]))
+    for o in session.get_outputs():
+        binding.bind_output(o.name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _options(threads: int, as_it_is: bool) -> Any:
+    ort = _import()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if as_it_is else levels.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # its warnings are about its own optimizer
+    return options
 
 
 def _import() -> Any:
@@ -134,6 +177,11 @@ def _import() -> Any:
     except ImportError:
         raise MissingExtra("the ONNX Runtime", "onnx") from None
     return onnxruntime
+
+
+def _sizes(port: Any, batch: int | None) -> list[int]:
+    sizes = [d if isinstance(d, int) else 1 for d in port.shape]
+    return sizes if batch is None else [batch, *sizes[1:]]
 
 
 def _weights_only(path: Path) -> bool:

@@ -1,0 +1,62 @@
+"""The two things that differ by runtime: which units a loaded artifact has, and how one is built."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gracile.benchmark.runtimes import onnxruntime, openvino
+from gracile.benchmark.runtimes.base import Loaded
+from gracile.errors import UserError
+from gracile.latency import onnxruntime_units, openvino_units
+from gracile.latency.difference import Pair
+from gracile.latency.unit import Setting, Unit
+
+COPIES = 6
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def units_of(loaded: Loaded) -> list[tuple[str, Unit]]:
+    """(name, unit) of every step that a runtime executes for a loaded artifact, in order.
+
+    Raises:
+        UserError: the runtime does not say what it executes.
+    """
+    if isinstance(loaded, onnxruntime.OnnxRuntime):
+        return onnxruntime_units.units_of(loaded)
+    if isinstance(loaded, openvino.OpenVino):
+        return openvino_units.units_of(loaded)
+    raise _unknown(loaded.name)
+
+
+def builder(setting: Setting) -> Callable[[Unit], Pair]:
+    """What makes the two small networks of a unit, ready to run under a setting.
+
+    Raises:
+        UserError: the runtime's programs are not known here.
+    """
+    make = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}.get(setting.runtime)
+    if make is None:
+        raise _unknown(setting.runtime)
+    return lambda unit: make(unit, setting)
+
+
+def _in_onnxruntime(unit: Unit, setting: Setting) -> Pair:
+    def step(copies: int) -> Any:
+        model = onnxruntime_units.small_network(unit, copies)
+        return onnxruntime.step_of(model, threads=setting.threads)
+
+    return Pair(step(1 + COPIES), step(1), COPIES, setting.threads)
+
+
+def _in_openvino(unit: Unit, setting: Setting) -> Pair:
+    whole, alone = (
+        openvino.step_of(model, threads=setting.threads, hint=setting.hint)
+        for model in openvino_units.small_networks(unit)
+    )
+    return Pair(whole, alone, threads=setting.threads)
+
+
+def _unknown(runtime: str) -> UserError:
+    return UserError(
+        f"'{runtime}' does not say which units it executes, so their times cannot be told apart; "
+        f"those that do: {', '.join(RUNTIMES)}."
+    )
