@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gracile.errors import UserError
+
 Step = Callable[[], Any]
-ROUNDS = 20
-ROUND_MS = 4.0  # of one network in one round
+ROUNDS = 14
+ROUND_MS = 1.5  # of one network in one round
 LOW = 0.05  # the quantile over rounds
 TOGETHER = 12  # units whose rounds are interleaved
 
@@ -122,18 +124,27 @@ def in_batches(
     build: Callable[[Any], Pair],
     *,
     rounds: int = ROUNDS,
+    refused: dict[Any, str] | None = None,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> Mapping[Any, Point]:
     """Measure many units, a few at a time.
 
     Args:
         units: what to measure.
-        build: makes the networks of one.
+        build: makes the networks of one; raises UserError where it cannot.
+        refused: takes those that cannot be built, and why.
         told: called with how many are done, and of how many.
     """
     found: dict[Any, Point] = {}
     for k in range(0, len(units), TOGETHER):
-        some = units[k : k + TOGETHER]
-        found |= zip(some, differences([build(u) for u in some], rounds=rounds), strict=True)
-        told(len(found), len(units))
+        pairs = {}
+        for unit in units[k : k + TOGETHER]:
+            try:
+                pairs[unit] = build(unit)
+            except UserError as e:
+                if refused is None:
+                    raise
+                refused[unit] = str(e)
+        found |= zip(pairs, differences(list(pairs.values()), rounds=rounds), strict=True)
+        told(min(k + TOGETHER, len(units)), len(units))
     return found

@@ -1,4 +1,4 @@
-"""The two things that differ by runtime: which units a loaded artifact has, and how one is built."""
+"""What differs by runtime: which units a loaded artifact has, and how one is built alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from gracile.benchmark.runtimes import onnxruntime, openvino
 from gracile.benchmark.runtimes.base import Loaded
 from gracile.errors import UserError
 from gracile.latency import onnxruntime_units, openvino_units
-from gracile.latency.difference import Pair
+from gracile.latency.difference import Pair, Step
 from gracile.latency.unit import Setting, Unit
 
 COPIES = 6
@@ -31,12 +31,35 @@ def builder(setting: Setting) -> Callable[[Unit], Pair]:
     """What makes the two small networks of a unit, ready to run under a setting.
 
     Raises:
-        UserError: the runtime's programs are not known here.
+        UserError: the runtime's programs are not known here; also of what it returns, for a unit
+            that cannot be built alone.
     """
     make = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}.get(setting.runtime)
     if make is None:
         raise _unknown(setting.runtime)
-    return lambda unit: make(unit, setting)
+
+    def build(unit: Unit) -> Pair:
+        try:
+            return make(unit, setting)
+        except Exception as e:  # runtimes have no common public base of their errors
+            raise UserError(f"{unit} cannot be built alone: {str(e).strip()[:300]}") from e
+
+    return build
+
+
+def isolated(unit: Unit, setting: Setting) -> Step:
+    """A network of nothing but one unit, as a plain sum of layers would time it; to compare with.
+
+    Raises:
+        UserError: the runtime's programs are not known here.
+    """
+    if setting.runtime == "onnxruntime":
+        model = onnxruntime_units.small_network(unit, 1)
+        return onnxruntime.step_of(model, threads=setting.threads)
+    if setting.runtime == "openvino":
+        model = openvino_units.isolated_network(unit)
+        return openvino.step_of(model, threads=setting.threads, hint=setting.hint)
+    raise _unknown(setting.runtime)
 
 
 def _in_onnxruntime(unit: Unit, setting: Setting) -> Pair:

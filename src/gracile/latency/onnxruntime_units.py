@@ -62,12 +62,11 @@ def small_network(unit: Unit, copies: int) -> Any:
                 names.append(f"w{n}.{k}")
                 tensors.append(numpy_helper.from_array(_constant(spec, unit, rng), names[-1]))
         outputs = [f"y{k}.{j}" for j in range(facts["outputs"])]
-        nodes.append(
-            helper.make_node(
-                facts["op"], names, outputs, name=f"n{k}", domain=facts["domain"],
-                **{a: unit.dims([v])[0] if v == "c" else v for a, v in facts["attributes"].items()},
-            )
-        )  # fmt: skip
+        node = helper.make_node(facts["op"], names, outputs, f"n{k}", domain=facts["domain"])
+        for name, value in facts["attributes"].items():
+            value = unit.dims([value])[0] if value == "c" else value
+            node.attribute.append(helper.make_attribute(name, value))
+        nodes.append(node)
     results = [helper.make_empty_tensor_value_info(o) for o in nodes[0].output[:1]]
     graph = helper.make_graph(nodes, "unit", inputs, results, tensors)
     opsets = [helper.make_opsetid(domain, version) for domain, version in DOMAINS.items()]

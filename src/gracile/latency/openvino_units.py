@@ -52,6 +52,13 @@ def small_networks(unit: Unit) -> tuple[Any, Any]:
     return whole.model(), alone.model()
 
 
+def isolated_network(unit: Unit) -> Any:
+    """An ``openvino.Model`` of a unit that reads the caller's tensors and writes to them."""
+    built = _Built(plain=True)
+    built.make(unit, True)
+    return built.model()
+
+
 def _facts(node: Any) -> dict[str, str]:
     found = node.get_rt_info()
     keys = ("layerType", "runtimePrecision", "outputPrecisions", "originalLayersNames")
@@ -176,9 +183,10 @@ def _of_operator(
 
 
 class _Built:
-    """An OpenVINO model of a unit and its context, as it grows."""
+    """An OpenVINO model of a unit and its context, as it grows; `plain` leaves the context out."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        self.plain = plain
         self.rng = np.random.default_rng(0)
         self.parameters: list[Any] = []
         self.results: list[Any] = []
@@ -207,7 +215,7 @@ class _Built:
 
     def context(self, shape: Sequence[int], precision: str) -> Any:
         """A tensor of this shape that a layer computed, on a grid if it is an integer."""
-        if len(shape) != 4:
+        if len(shape) != 4 or self.plain:
             return self._rows(shape, precision)
         x = self._parameter([shape[0], SOURCE, *shape[2:]])
         if precision in INTEGER:
@@ -305,13 +313,14 @@ class _Built:
         made = unit() if wanted else None
         if made is None:
             self.results += [_end(x) for x in xs]
-        elif kind in ("reorder", "mean"):
+        elif self.plain or kind in ("reorder", "mean"):
             self.results.append(made)
         else:  # as many ends as without the unit, so that they cancel
             self.results += [_end(made, k) for k in range(len(xs))]
 
     def _rows(self, shape: Sequence[int], precision: str) -> Any:
-        x = _ops().relu(self._parameter(list(shape))).output(0)
+        x = self._parameter(shape)
+        x = x if self.plain else _ops().relu(x).output(0)
         return self._grid(x) if precision in INTEGER else x
 
     def _parameter(self, shape: Sequence[int]) -> Any:
@@ -325,7 +334,8 @@ class _Built:
 
     def _weight_grid(self, weight: Any, dims: int) -> Any:
         shape = [int(d) for d in weight.get_shape()]
-        kept = [shape[0], shape[1]] + [1] * (dims - 2) if dims == 5 else [shape[0]] + [1] * (dims - 1)
+        outer = 2 if dims == 5 else 1  # groups and filters, or filters
+        kept = shape[:outer] + [1] * (dims - outer)
         high = _ops().constant(self.rng.uniform(0.3, 0.5, kept).astype(np.float32))
         low = _ops().constant(-np.asarray(high.get_data()))
         return _ops().fake_quantize(weight, low, high, low, high, 255).output(0)

@@ -1,7 +1,7 @@
-"""The staircase of widths: kernels work on blocks of channels, so time follows blocks, not channels.
+"""The staircase of widths: kernels work on blocks of channels, and time follows the blocks.
 
-A block may also cost more when it is not full (masked stores, another kernel): then widths that fill
-their last block and widths that do not are two staircases.
+A block may also cost more when it is not full (masked stores, another kernel): then widths that
+fill their last block and widths that do not are two staircases.
 """
 
 from bisect import bisect_left
@@ -72,16 +72,18 @@ def detect(times: Mapping[int, float]) -> Stair:
     mean error without the worst tenth decides, so that single disturbed times do not.
 
     Args:
-        times: width -> ms, for consecutive widths; at least three blocks of the periods to find.
+        times: width -> ms; widths of at least two blocks of the periods to find, several in each.
 
     >>> detect({w: float(-(-w // 8)) for w in range(1, 65)})
     Stair(period=8, tail=False)
     """
     widths = sorted(times)
+    if len(widths) < 4:
+        return Stair()
     errors = {}
     for period in PERIODS:
         for tail in (False, True):
-            if 3 * period <= len(widths) and not (tail and period < 4):
+            if 2 * period <= widths[-1] - widths[0] + 1 and not (tail and period < 4):
                 errors[Stair(period, tail)] = _error(Stair(period, tail), widths, times)
     if not errors:
         return Stair()

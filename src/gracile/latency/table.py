@@ -139,7 +139,8 @@ class Table:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{path}: not a latency table: {e}.") from None
         _check_head(path, lines[0] if lines else "")
-        table, settings = cls(), {}
+        table = cls()
+        settings: dict[str, Setting] = {}
         for number, line in enumerate(lines[1:], 2):
             try:
                 data = json.loads(line)

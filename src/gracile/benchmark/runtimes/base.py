@@ -112,6 +112,10 @@ class Loaded(ABC):
     def _step(self, batch: int) -> Callable[[], Any]:
         """One inference on prepared inputs of this batch size, for timing."""
 
+    def step(self, batch: int | None = None) -> Callable[[], Any]:
+        """One inference on fixed inputs, to be called again and again; what `time` times."""
+        return self._step(batch or self.batch)
+
     @property
     def size_bytes(self) -> int:
         """Size of the artifact on disk."""

@@ -141,7 +141,7 @@ class OnnxRuntime(Loaded):
 
 
 def step_of(model: Any, *, threads: int, device: str = "CPU") -> Callable[[], Any]:
-    """One inference of an ``onnx.ModelProto``, node by node as it is, on fixed inputs, for timing."""
+    """One inference of an ``onnx.ModelProto``, node by node as it is, for timing."""
     session = _import().InferenceSession(
         model.SerializeToString(),
         _options(threads, as_it_is=True),

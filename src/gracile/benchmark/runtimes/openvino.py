@@ -73,7 +73,7 @@ class OpenVino(Loaded):
         return {id: np.array(results[id]) for id in ids}
 
     def program(self) -> tuple[Any, Any]:
-        """What it executes: the model at the batch size given to `load`, and its execution graph."""
+        """What it executes: the model at the batch size of `load`, and its execution graph."""
         shapes = self._shapes(self.batch)
         model = self._model.clone()
         model.reshape({k: list(s) for k, s in enumerate(shapes)})
