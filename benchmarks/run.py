@@ -26,6 +26,7 @@ from benchmarks import (
     fakequant,
     hints,
     integer_proof,
+    latency_model,
     one_bit,
     oneshot,
     pipeline,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Any] = {
     for m in (
         runtimes,
         widths,
+        latency_model,
         sparsity,
         hints,
         integer_proof,

@@ -7,8 +7,7 @@ fill their last block and widths that do not are two staircases.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import median
 
 PERIODS = (1, 2, 4, 8, 16, 32, 64)
 BETTER = 1.1  # the largest period whose error is within this factor of the best is taken
@@ -87,7 +86,7 @@ def detect(times: Mapping[int, float]) -> Stair:
                 errors[Stair(period, tail)] = _error(Stair(period, tail), widths, times)
     if not errors:
         return Stair()
-    scale = float(np.median([times[w] for w in widths]))
+    scale = median(times[w] for w in widths)
     best = min(errors.values())
     allowed = max(best * BETTER, 1e-3 * scale)
     one = [s for s, e in errors.items() if not s.tail and e <= allowed]
@@ -102,24 +101,23 @@ def detect(times: Mapping[int, float]) -> Stair:
 
 
 def _error(stair: Stair, widths: list[int], times: Mapping[int, float]) -> float:
-    groups: dict[int, list[int]] = {}
+    groups: dict[int, list[float]] = {}
     for w in widths:
-        groups.setdefault(stair.canonical(w), []).append(w)
+        groups.setdefault(stair.canonical(w), []).append(times[w])
+    level = {w: median(found) for w, found in groups.items()}
     errors = []
     for w in widths:
-        others = [times[v] for v in groups[stair.canonical(w)] if v != w]
-        guess = float(np.median(others)) if others else _between(stair, w, groups, times)
+        others = list(groups[stair.canonical(w)])
+        others.remove(times[w])
+        guess = median(others) if others else _between(stair, stair.canonical(w), level)
         errors.append(abs(times[w] - guess))
     kept = sorted(errors)[: max(1, round(0.9 * len(errors)))]
-    return float(np.mean(kept))
+    return sum(kept) / len(kept)
 
 
-def _between(
-    stair: Stair, width: int, groups: Mapping[int, list[int]], times: Mapping[int, float]
-) -> float:
-    mine = stair.canonical(width)
-    same = [w for w in groups if w != mine and stair.full(w) == stair.full(mine)]
-    level = {w: float(np.median([times[v] for v in groups[w]])) for w in same}
+def _between(stair: Stair, mine: int, level: Mapping[int, float]) -> float:
+    """What a width's neighbours of the same kind say about it; beyond the last, the last two."""
+    same = [w for w in level if w != mine and stair.full(w) == stair.full(mine)]
     below = max((w for w in same if w < mine), default=None)
     above = min((w for w in same if w > mine), default=None)
     if below is None or above is None:
