@@ -25,13 +25,14 @@ class Block(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
         self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.inner = nn.Conv2d(16, 16, 3, padding=1)
+        self.narrow = nn.Conv2d(16, 8, 1)
+        self.inner = nn.Conv2d(8, 16, 3, padding=1)
         self.head = nn.Linear(16, 5)
 
     def forward(self, x):
         x = torch.relu(self.stem(x))
         x = torch.relu(self.depth(x))
-        x = torch.relu(x + self.inner(x))
+        x = torch.relu(x + self.inner(torch.relu(self.narrow(x))))
         return self.head(x.mean((2, 3)))
 
 
@@ -56,20 +57,20 @@ def precision_of(loaded):
 def test_every_layer_is_a_unit_with_its_widths_and_precision(loaded):
     units = [u for _, u in units_of(loaded)]
     widths = [u.widths for u in units]
-    assert widths.count((16, 16)) == 1  # inner
+    assert widths.count((8, 16)) == 1  # inner
     assert (3, 16) in widths  # stem
     assert (16, 5) in widths  # head
     (depthwise,) = [u for u in units if "depthwise" in u.kind]
     assert depthwise.widths == (16,)
-    layers = [u for u in units if u.widths in ((3, 16), (16, 16)) or u is depthwise]
+    layers = [u for u in units if u.widths in ((3, 16), (8, 16)) or u is depthwise]
     assert {u.precision for u in layers} == {precision_of(loaded)}
 
 
 def test_an_addition_is_in_its_convolution_where_the_runtime_fuses_it(loaded):
     units = {u.widths: u for _, u in units_of(loaded)}
     if loaded.name == "openvino" and precision_of(loaded) == "f32":
-        assert units[16, 16].detail["add"] == ["f32"]
-        assert units[16, 16].detail["act"] == "relu"
+        assert units[8, 16].detail["add"] == ["f32"]
+        assert units[8, 16].detail["act"] == "relu"
         assert units[3, 16].detail["add"] == []
 
 
@@ -91,7 +92,7 @@ def test_a_small_network_fuses_as_the_whole_one(loaded):
     from gracile.benchmark.runtimes.openvino import _core
     from gracile.latency.openvino_units import small_networks
 
-    (unit,) = [u for _, u in units_of(loaded) if u.widths == (16, 16)]
+    (unit,) = [u for _, u in units_of(loaded) if u.widths == (8, 16)]
     kinds = []
     for model in small_networks(unit):
         graph = _core().compile_model(model, "CPU").get_runtime_model()

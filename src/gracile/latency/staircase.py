@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 
 PERIODS = (1, 2, 4, 8, 16, 32, 64)
-BETTER = 1.1  # the largest period whose error is within this factor of the best is taken
-TAIL = 1.05  # a separate staircase must pay by this factor
+BETTER = 1.5  # the largest period whose error is within this factor of the best is taken
+TAIL = 1.5  # a separate staircase must pay by this factor
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # of blocks that are measured; then each doubled
 
 
