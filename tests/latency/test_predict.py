@@ -48,6 +48,12 @@ def test_a_width_is_put_on_its_stair():
     assert (found.ms, found.how) == (pytest.approx(linear(16, 32)), "measured")
 
 
+def test_less_than_a_block_stands_for_itself():
+    stairs = {("conv", "f32", 0): Stair(8), ("conv", "f32", 1): Stair(8)}
+    p = predictor(stairs=stairs)
+    assert [u.widths for u in p.missing([conv(3, 17)])] == [(3, 24)]
+
+
 def test_full_and_partly_filled_blocks_are_not_mixed():
     times = Times(HERE)
     times.stairs["conv", "f32", 0] = times.stairs["conv", "f32", 1] = Stair(8, tail=True)

@@ -152,13 +152,22 @@ class Predictor:
         return Prediction(ms, (max(0.0, ms - off), ms + off), total, self.calibration, rows)
 
     def _canonical(self, unit: Unit) -> Unit:
-        stairs = _stairs(self.times, unit.family)
-        return unit.at(tuple(s.canonical(w) for s, w in zip(stairs, unit.widths, strict=False)))
+        if unit in self.times.points:
+            return unit
+        pairs = zip(self._stairs(unit), unit.widths, strict=True)
+        return unit.at(tuple(s.canonical(w) for s, w in pairs))
 
     def _corners(self, unit: Unit) -> list[Unit]:
-        stairs = _stairs(self.times, unit.family)
-        sides = [dict.fromkeys(s.around(w)) for s, w in zip(stairs, unit.widths, strict=False)]
+        if unit in self.times.points:
+            return [unit]
+        pairs = zip(self._stairs(unit), unit.widths, strict=True)
+        sides = [dict.fromkeys(s.around(w)) for s, w in pairs]
         return [unit.at(corner) for corner in product(*sides)]
+
+    def _stairs(self, unit: Unit) -> list[Stair]:
+        """Of each width; one of less than a block (an image's 3 channels) stands for itself."""
+        found = _stairs(self.times, unit.family)
+        return [s if w >= s.period else Stair() for s, w in zip(found, unit.widths, strict=False)]
 
 
 def precision_of(family: tuple[str, str]) -> str:
