@@ -27,6 +27,7 @@ from benchmarks import (
     fakequant,
     hints,
     integer_proof,
+    latency_model,
     one_bit,
     oneshot,
     pipeline,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Any] = {
     for m in (
         runtimes,
         widths,
+        latency_model,
         sparsity,
         csr,
         hints,

@@ -31,8 +31,9 @@ COMMANDS = dict(commands())
 def test_the_commands_are_these():
     assert {" ".join(name) for name in COMMANDS} == {
         "activations", "agent", "benchmark", "bisect", "compare", "compress", "demo", "export",
-        "groups", "inspect", "list", "preflight", "report", "sensitivity", "summary", "undo",
-        "recipe check", "recipe convert", "recipe explain", "recipe simulate",
+        "groups", "inspect", "latency measure", "latency predict", "latency show", "list",
+        "preflight", "report", "sensitivity", "summary", "undo", "recipe check", "recipe convert",
+        "recipe explain", "recipe simulate",
     }  # fmt: skip
 
 

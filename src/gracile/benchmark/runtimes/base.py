@@ -173,6 +173,10 @@ class Loaded(ABC):
         )
         return [one._step(batch or self.batch) for one in (self, *others)]
 
+    def step(self, batch: int | None = None) -> Callable[[], Any]:
+        """One inference on fixed inputs, to be called again and again; what `time` times."""
+        return self._step(batch or self.batch)
+
     @property
     def size_bytes(self) -> int:
         """Size of the artifact on disk."""

@@ -135,6 +135,27 @@ class OnnxRuntime(Loaded):
                 runs[-1].append((event["name"].removesuffix(TIMED), event["dur"] / 1e3))
         return runs[WARMUP : WARMUP + n]
 
+    def program(self) -> tuple[Any, dict[str, tuple[Any, tuple[int, ...]]]]:
+        """What it executes: the optimized graph, and (dtype, shape) of each of its tensors.
+
+        Shapes are those of the batch size given to `load`; they are seen in one inference.
+        """
+        import onnx
+
+        model = self._optimized()
+        there = {o.name for o in model.graph.output}
+        names = [n for node in model.graph.node for n in node.output if n]
+        shown = onnx.ModelProto()
+        shown.CopyFrom(model)
+        shown.graph.output.extend(
+            onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in there
+        )
+        session = self._open(shown.SerializeToString(), as_it_is=True)
+        feeds = {i.name: timing_input(_sizes(i, self.batch), TYPES[i.type])
+                 for i in session.get_inputs()}  # fmt: skip
+        values = dict(zip(names, session.run(names, feeds), strict=True)) | feeds
+        return model.graph, {n: (v.dtype, v.shape) for n, v in values.items()}
+
     def _optimized(self) -> Any:
         import onnx
 
@@ -172,6 +193,16 @@ class OnnxRuntime(Loaded):
             return _import().InferenceSession(model, options, providers=[self._provider])
         except Exception as e:  # neither package has a public base of its errors
             raise UserError(f"{self.artifact.path}: ONNX Runtime cannot load it: {e}") from e
+
+
+def step_of(model: Any, *, threads: int, device: str = "CPU") -> Callable[[], Any]:
+    """One inference of an ``onnx.ModelProto``, node by node as it is, for timing."""
+    session = _import().InferenceSession(
+        model.SerializeToString(),
+        _options(threads, as_it_is=True),
+        providers=[f"{device}ExecutionProvider"],
+    )
+    return _fed_step(session, None)
 
 
 def _fed_step(session: Any, batch: int | None) -> Callable[[], Any]:

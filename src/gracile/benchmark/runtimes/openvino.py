@@ -82,12 +82,19 @@ class OpenVino(Loaded):
         results = request.infer(values)
         return {id: np.array(results[id]) for id in ids}
 
+    def program(self) -> tuple[Any, Any]:
+        """What it executes: the model at the batch size of `load`, and its execution graph."""
+        shapes = self._shapes(self.batch)
+        model = self._model.clone()
+        model.reshape({k: list(s) for k, s in enumerate(shapes)})
+        compiled = self._compile("plain", shapes).get_compiled_model()
+        return model, compiled.get_runtime_model()
+
     def kernels(self) -> list[Kernel]:
         """Layers of the execution graph that OpenVINO reports."""
-        compiled = self._compile("plain", self._shapes(self.batch)).get_compiled_model()
         ids = {u.id for u in self.artifact.units}
         out = []
-        for op in compiled.get_runtime_model().get_ordered_ops():
+        for op in self.program()[1].get_ordered_ops():
             facts = op.get_rt_info()
             kind, primitive, precision, layers = (
                 facts[k].astype(str)
@@ -186,10 +193,13 @@ class OpenVino(Loaded):
         return self._compiled[key]
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.hint, "NUM_STREAMS": 1}
-        if self._device.startswith("CPU"):
-            config["INFERENCE_NUM_THREADS"] = self.threads
-        return config
+        return _config(self._device, self.threads, self.hint)
+
+
+def step_of(model: Any, *, threads: int, hint: str, device: str = "CPU") -> Callable[[], Any]:
+    """One inference of an ``openvino.Model`` on fixed inputs, for timing."""
+    compiled = _core().compile_model(model, device, _config(device, threads, hint))
+    return _fed_step(compiled.create_infer_request())
 
 
 def _fed_step(request: Any) -> Callable[[], Any]:
@@ -199,6 +209,13 @@ def _fed_step(request: Any) -> Callable[[], Any]:
         value = timing_input(tuple(port.shape), port.element_type.to_dtype())
         request.set_input_tensor(k, ov.Tensor(value))
     return lambda: request.infer()
+
+
+def _config(device: str, threads: int, hint: str) -> dict[str, Any]:
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
+    if device.startswith("CPU"):
+        config["INFERENCE_NUM_THREADS"] = threads
+    return config
 
 
 def _counted(request: Any) -> list[Any]:
