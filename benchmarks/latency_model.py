@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from benchmarks.cell import Cell, Values, once, template
-from benchmarks.networks import fresh, inputs, normalized
-from gracile import Recipe, Result, Session, registry
+from benchmarks.networks import fresh, inputs, normalized, written
+from gracile import Recipe, Result, Session
 from gracile.analyze.cost import totals
-from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import Loaded, load
 from gracile.core.plan import Architecture, Plan
 from gracile.core.record import Record
@@ -157,7 +155,7 @@ def prefixes(runtime: str) -> Values:
             whole = normalized(fresh("mobilenet_v2"), inputs((3, 128, 128), 4))
             net = nn.Sequential(*list(whole.features)[:k]).eval()  # type: ignore[call-overload]
             result = Result(net, Plan(architecture=Architecture(name="mobilenet_v2")))
-            artifact = exported(result, runtime, (3, 128, 128), Path(folder) / str(k))
+            artifact = written(result, runtime, Path(folder) / str(k), inputs((3, 128, 128), 2))
             loaded = load(artifact)
             times = table.at(Setting.of(loaded))
             measure(times, units_of(loaded))
@@ -171,7 +169,10 @@ def prefixes(runtime: str) -> Values:
 def opened(trim: Trim, runtime: str, precision: str, folder: Path) -> tuple[Loaded, int]:
     """A trimmed network in a runtime, and its MACs."""
     result, macs = trimmed(trim, runtime, precision)
-    artifact = exported(result, runtime, (3, trim.side, trim.side), folder / str(trim.seed))
+    x = inputs((3, trim.side, trim.side), 2)
+    artifact = written(
+        result, runtime, folder / str(trim.seed), x
+    )  # not proven: weights are random
     return load(artifact), macs
 
 
@@ -199,14 +200,6 @@ def trimmed(trim: Trim, runtime: str, precision: str) -> tuple[Result, int]:
     recipe = Recipe.build(methods={"int8": {"quantize": "ptq", "when": {"at": "end"}}})
     session = Session(model, recipe, example=x[:2], calibration=[x], profile=runtime)
     return session.finish(), macs
-
-
-def exported(result: Result, runtime: str, shape: tuple[int, ...], path: Path) -> Artifact:
-    """The artifact of a network; it is not proven: its weights are random."""
-    write = registry.get("exporter", runtime).obj
-    x = torch.zeros(2, *shape)
-    artifact: Artifact = write(result.model, result.plan, result.tensors, x, path, {})
-    return artifact
 
 
 def _predictor(times: Times, precision: str) -> Predictor:

@@ -87,6 +87,13 @@ def compressed(name: str, variant: str, profile: str) -> Result:
     return Session(model, recipe, example=x[:2], calibration=[x], profile=profile).finish()
 
 
+def written(result: Result, runtime: str, path: Path, x: Tensor) -> Artifact:
+    """Export, and prove nothing."""
+    write = registry.get("exporter", runtime).obj
+    artifact: Artifact = write(result.model, result.plan, result.tensors, x, path, {})
+    return artifact
+
+
 def proven(result: Result, runtime: str, path: Path, x: Tensor) -> Artifact:
     """Export, and prove every unit alone.
 
@@ -96,8 +103,7 @@ def proven(result: Result, runtime: str, path: Path, x: Tensor) -> Artifact:
     Raises:
         ParityError: a unit computes something else.
     """
-    write = registry.get("exporter", runtime).obj
-    artifact: Artifact = write(result.model, result.plan, result.tensors, x, path, {})
+    artifact = written(result, runtime, path, x)
     report = parity.check(result.model, load(artifact), x, precision=artifact.precision)
     if report.first_bad is not None:
         parity.require(report, result.plan)

@@ -100,7 +100,7 @@ def test_a_cell_announces_distinct_records_with_all_facts(one):
         assert math.isnan(r.value)
         assert r.unit
         assert r.device
-        assert r.threads == 1
+        assert r.threads >= 1
         assert {"gracile", "torch", "python"} <= set(r.versions)
         assert r.subject["benchmark"] == one.benchmark
 

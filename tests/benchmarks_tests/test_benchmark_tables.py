@@ -20,7 +20,7 @@ def records(cell="resnet20_cifar_a openvino", **facts):
         ("macs", "count", "dense", {"value": 40_551_040}),
     ]
     return [
-        template("runtimes", cell, metric, unit, variant, **facts).about(load_avg=1.25, **value)
+        template("widths", cell, metric, unit, variant, **facts).about(load_avg=1.25, **value)
         for metric, unit, variant, value in make
     ]
 
@@ -35,7 +35,7 @@ def test_a_table_has_a_row_for_each_variant_and_a_column_for_each_metric():
 
 
 def test_the_page_states_device_threads_load_and_versions(tmp_path):
-    RecordLog(tmp_path / "runtimes.jsonl").add(*records(runtime="openvino", precision_hint="f32"))
+    RecordLog(tmp_path / "widths.jsonl").add(*records(runtime="openvino", precision_hint="f32"))
     text = page(tmp_path)
     for fact in ("1 thread", "load average 1.2", "precision hint f32", "openvino 20", "gracile 0"):
         assert fact in text
@@ -43,7 +43,7 @@ def test_the_page_states_device_threads_load_and_versions(tmp_path):
 
 def test_of_two_versions_the_newer_is_shown(tmp_path):
     old = [r.about(versions={"gracile": "0.0.1"}, time=1.0, value=99.0) for r in records()]
-    RecordLog(tmp_path / "runtimes.jsonl").add(*records(), *old)
+    RecordLog(tmp_path / "widths.jsonl").add(*records(), *old)
     assert "99" not in page(tmp_path)
 
 
