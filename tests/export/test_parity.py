@@ -98,6 +98,15 @@ def test_other_shapes_of_output_are_a_problem_not_a_crash(made):
     assert "shapes [(4, 10)] instead of [(4, 3)]" in report.problems[0]
 
 
+def test_units_that_the_model_does_not_have_are_a_problem_not_a_crash(made):
+    _, artifact = made["onnxruntime", "int8"]
+    float_model, _ = made["onnxruntime", "f32"]
+    foreign = replace(artifact, units=(Unit("stem.pool", ("stem",)), *artifact.units))
+    report = parity.check(float_model, load(foreign), X)
+    assert (report.first_bad, report.layers) == ("stem.pool", ("stem",))
+    assert any("'stem.pool' is no unit of this model" in p for p in report.problems)
+
+
 def test_bf16_has_its_own_tolerance_and_reason(made):
     model, artifact = made["openvino", "f32"]
     report = parity.check(model, load(artifact, hint="bf16"), X)
@@ -153,9 +162,13 @@ def test_many_values_half_way_may_round_either_way_and_others_may_not(level, rig
         got[:, channel] += float(quantizer.scale) * (1 if got[0, channel, 0, 0] < level else -1)
         return {"1": got}
 
-    artifact = SimpleNamespace(precision="int8", units=(unit,))
+    artifact = SimpleNamespace(units=(unit,))
     loaded = SimpleNamespace(
-        artifact=artifact, hint="f32", run=lambda b: [want], run_units=run_units
+        artifact=artifact,
+        precision="int8",
+        hint="f32",
+        run=lambda batch: [want],
+        run_units=run_units,
     )
     report = parity.check(module, loaded, x)
     assert report.ok is right

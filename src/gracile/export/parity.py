@@ -6,6 +6,7 @@ differences of earlier layers neither add up nor hide a fault.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -222,6 +223,10 @@ def compare_units(
     graph = capture(model, batch)
     if graph.module is None:
         return []
+    ids = {str(node.meta["id"]) for node in graph.module.graph.nodes}
+    foreign = [u for u in units if not {u.id, u.id + SUFFIX} & ids]
+    if foreign:  # made from another model: nothing else can be compared
+        return [UnitDifference(u.id, u.layers, float("inf"), None, 1.0, True) for u in foreign]
     grids = activation_grids(graph)
     with _evaluating(graph.module):
         want = unit_values(graph.module, units, batch)
@@ -345,6 +350,8 @@ def _unit_problem(unit: UnitDifference) -> str:
             f"unit '{unit.id}' is off by up to {unit.lsb:.1f} levels, and {100 * unit.share:.2g} % "
             "of its elements are off"
         )
+    if math.isinf(unit.relative):
+        return f"unit '{unit.id}' is no unit of this model, has another shape, or is not finite"
     return f"unit '{unit.id}' is off by {unit.relative:.2g} of its largest value"
 
 
