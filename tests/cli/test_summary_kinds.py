@@ -6,18 +6,30 @@ NET = "net.py:Net?num_classes=5"
 
 
 def test_every_kind_has_its_file(as_json, tmp_path):
-    kinds = ("compute", "sparsity", "modules", "model", "graph")
+    kinds = (
+        "compute", "sparsity", "modules", "attributes", "connectivity", "percentiles", "model",
+        "graph", "graph-params",
+    )  # fmt: skip
     found = as_json("summary", NET, "--out", tmp_path, *(w for k in kinds for w in ("--kind", k)))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "compute.csv", "graph.svg", "model.txt", "modules.csv", "sparsity.csv",
+        "attributes.csv", "compute.csv", "connectivity.csv", "graph-params.svg", "graph.svg",
+        "model.txt", "modules.csv", "percentiles.csv", "sparsity.csv",
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "compute.csv").read_text().splitlines()))
     stem = next(r for r in rows if r["operator"] == "stem")
     assert (stem["kind"], stem["output"], stem["macs"]) == ("conv", "8x8x8", str(64 * 8 * 27))
     assert found["sparsity"]["total"]["size"] == 8 * 27 + 8 * 72 + 8 * 5
-    assert {"path": "relu", "type": "ReLU"} in found["modules"]
+    assert {"module": "relu", "type": "ReLU"} in found["modules"]
     assert found["text"].startswith("Net(")
     assert "stem: conv 8x8x8" in (tmp_path / "graph.svg").read_text()
+    assert "216 parameters" in (tmp_path / "graph-params.svg").read_text()
+    (stem,) = (r for r in found["attributes"] if r["module"] == "stem")
+    assert (stem["in_channels"], stem["kernel_size"], stem["groups"]) == ("3", "3x3", "1")
+    (relu,) = (r for r in found["connectivity"] if r["operator"] == "relu")
+    assert (relu["kind"], relu["reads"]) == ("relu", "stem")
+    assert [r["tensor"] for r in found["percentiles"]] == [
+        r["tensor"] for r in found["sparsity"]["tensors"]
+    ]
 
 
 def test_tables(call):

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gracile.analyze.cost import CostRow, Totals
+    from gracile.analyze.inventory import Listing
     from gracile.graph.graph import Graph
 
-KINDS = ("compute", "sparsity", "modules", "model", "graph")
+LISTS = ("modules", "attributes", "connectivity", "percentiles")
+PICTURES = ("graph", "graph-params")
+KINDS = ("compute", "sparsity", *LISTS, "model", *PICTURES)
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--kind",
                 metavar="KIND",
-                help="compute, sparsity, modules, model or graph (needs --out). Repeatable.",
+                help=f"{', '.join(KINDS)}; pictures need --out. Repeatable.",
             ),
         ] = None,
         folder: Annotated[
@@ -42,8 +45,9 @@ def register(app: typer.Typer) -> None:
         """Print what a model is made of; by default every operator with its cost.
 
         compute: output shape, MACs and parameters of each operator, and the totals. sparsity: zeros
-        of each weight by element, kernel, filter and channel. modules: the leaf modules. model: as
-        PyTorch prints it. graph: a picture.
+        of each weight by element, kernel, filter and channel. modules: the leaf modules.
+        attributes: their settings. connectivity: what each operator reads. percentiles: of absolute
+        weights. model: as PyTorch prints it. graph, graph-params: a picture, with shapes or sizes.
         """
         import json as jsonlib
 
@@ -58,8 +62,9 @@ def register(app: typer.Typer) -> None:
         for k in kinds:
             if k not in KINDS:
                 raise UserError(f"unknown kind of summary '{k}'.{nearest(k, KINDS)}")
-        if "graph" in kinds and folder is None:
-            raise UserError("--kind graph draws graph.svg: name a folder with --out.")
+        picture = next((k for k in kinds if k in PICTURES), None)
+        if picture is not None and folder is None:
+            raise UserError(f"--kind {picture} draws {picture}.svg: name a folder with --out.")
         size = o.sizes(shape)
         net = resolve(model).model.eval()
         if weights is not None:
@@ -83,7 +88,7 @@ def register(app: typer.Typer) -> None:
                         "params": total.params,
                         "bytes": total.bytes,
                         "operators": [vars(r) for r in rows],
-                        **_described(kinds, net),
+                        **_described(kinds, net, graph),
                     },
                     default=str,
                 )
@@ -94,8 +99,9 @@ def register(app: typer.Typer) -> None:
                 _compute(model, graph, rows, total)
             elif k == "sparsity":
                 _sparsity(model, net)
-            elif k == "modules":
-                out.print(_table(("module", "type"), _modules(net)))
+            elif k in LISTS:
+                found = _listing(k, net, graph)
+                out.print(_table(found.columns, ([_short(v) for v in row] for row in found.rows)))
             elif k == "model":
                 write_text(repr(net))
         return 0
@@ -162,14 +168,20 @@ def _table(heads: tuple[str, ...], rows: Any, numbers: int = 0) -> Any:
     return table
 
 
-def _modules(net: "nn.Module") -> list[tuple[str, str]]:
-    """Path and class of every module without children."""
-    return [
-        (p, type(m).__name__) for p, m in net.named_modules() if not any(True for _ in m.children())
-    ]
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _described(kinds: list[str], net: "nn.Module") -> dict[str, Any]:
+def _listing(kind: str, net: "nn.Module", graph: "Graph") -> "Listing":
+    from gracile.analyze import inventory
+
+    if kind == "connectivity":
+        return inventory.connectivity(graph)
+    made: Listing = getattr(inventory, kind)(net)
+    return made
+
+
+def _described(kinds: list[str], net: "nn.Module", graph: "Graph") -> dict[str, Any]:
     """What is asked for beside the operators, as JSON."""
     from gracile.analyze.sparsity import sparsity_rows, total
 
@@ -177,8 +189,7 @@ def _described(kinds: list[str], net: "nn.Module") -> dict[str, Any]:
     if "sparsity" in kinds:
         rows = sparsity_rows(net)
         found["sparsity"] = {"tensors": [vars(r) for r in rows], "total": vars(total(rows))}
-    if "modules" in kinds:
-        found["modules"] = [{"path": p, "type": t} for p, t in _modules(net)]
+    found |= {k: _listing(k, net, graph).to_dicts() for k in kinds if k in LISTS}
     if "model" in kinds:
         found["text"] = repr(net)
     return found
@@ -192,6 +203,7 @@ def _write(
     from gracile.core.csv_text import csv_text
     from gracile.core.state import write_atomic
     from gracile.report.drawing import draw
+    from gracile.units import human_count
 
     def compute() -> str:
         heads = ("operator", "kind", "output", "macs", "params", "weight")
@@ -202,12 +214,14 @@ def _write(
         )
         return csv_text(heads, lines)
 
+    sizes = {r.id: f"{human_count(r.params)} parameters" for r in rows if r.params}
     made = {
         "compute": ("compute.csv", compute),
         "sparsity": ("sparsity.csv", lambda: to_csv(sparsity_rows(net))),
-        "modules": ("modules.csv", lambda: csv_text(("module", "type"), _modules(net))),
+        **{k: (f"{k}.csv", _listing(k, net, graph).to_csv) for k in kinds if k in LISTS},
         "model": ("model.txt", lambda: repr(net) + "\n"),
         "graph": ("graph.svg", lambda: draw(graph)),
+        "graph-params": ("graph-params.svg", lambda: draw(graph, sizes)),
     }
     for kind in kinds:
         name, text = made[kind]
