@@ -26,7 +26,7 @@ def test_every_kind_has_its_file(as_json, tmp_path):
     (stem,) = (r for r in found["attributes"] if r["module"] == "stem")
     assert (stem["in_channels"], stem["kernel_size"], stem["groups"]) == ("3", "3x3", "1")
     (relu,) = (r for r in found["connectivity"] if r["operator"] == "relu")
-    assert (relu["kind"], relu["reads"]) == ("relu", "stem")
+    assert (relu["kind"], relu["reads"]) == ("relu", "bn")
     assert [r["tensor"] for r in found["percentiles"]] == [
         r["tensor"] for r in found["sparsity"]["tensors"]
     ]
