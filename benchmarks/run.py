@@ -40,6 +40,7 @@ from benchmarks import (
     sparsity,
     structure,
     structure_speed,
+    techniques,
     widths,
 )
 from benchmarks.cell import Cell
@@ -70,6 +71,7 @@ BENCHMARKS: dict[str, Any] = {
         ptq,
         qat,
         qat_step,
+        techniques,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"
