@@ -1,6 +1,7 @@
 """LiteRT: every operator computes what PyTorch computes, integers are ours, faults are found."""
 
 import copy
+import json
 import sys
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from gracile.benchmark import tflite
 from gracile.benchmark.artifact import open_artifact
+from gracile.cli.main import main
 from gracile.errors import MissingExtra, ParityError, UserError
 from gracile.export import parity
 from gracile.nn.shortcut import ChannelPad
@@ -235,6 +237,17 @@ def test_the_file_says_what_it_is(made):
     _, artifact = made["int8"]
     assert open_artifact(artifact.path) == artifact
     assert (artifact.precision, artifact.units[-1].id) == ("int8", "fc")
+
+
+def test_inspect_prints_what_the_file_says(made, capsys):
+    path = str(made["int8"][1].path)
+    assert main(["inspect", path]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "litert, int8" in said
+    assert "inputs x 1x3x16x16" in said
+    assert "seed: 0" in said
+    assert main(["inspect", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["units"][-1]["id"] == "fc"
 
 
 @pytest.mark.parametrize("precision", ["f32", "int8"])

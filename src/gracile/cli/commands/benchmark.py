@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
             list[Path],
             typer.Argument(
                 metavar="A [B ...]",
-                help="Artifacts (.onnx, .xml, .param, .pte) or one finished run directory.",
+                help="Artifacts (.onnx, .xml, .param, .pte, .tflite) or one finished run directory.",
             ),
         ],
         runtime: o.Runtimes = None,
