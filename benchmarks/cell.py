@@ -29,6 +29,7 @@ from gracile.core.state import environment
 
 ROUNDS = 9
 MANY_ROUNDS = 101  # where 7 % matter: nine rounds on a virtual machine leave as much
+PACKAGES = {"litert": "ai-edge-litert", "pytorch": "torch"}  # whose names are not the runtimes'
 version = lru_cache(metadata.version)  # reading it anew for each Record takes seconds
 conditions = lru_cache(lambda: (cpu_name(), environment()))
 Key = tuple[str, str]  # (metric, variant)
@@ -101,7 +102,7 @@ def template(
     versions = {name: version(name) for name in ("gracile", "torch")}
     if runtime != "pytorch":
         versions["onnx"] = version("onnx")
-        versions[runtime] = version(runtime)
+        versions[runtime] = version(PACKAGES.get(runtime, runtime))
     versions |= {name: version(name) for name in peers if installed(name)}
     cpu, known = conditions()
     return Record(
@@ -112,7 +113,7 @@ def template(
         device=f"{cpu} ({known['cpu']})",
         **{
             "runtime": runtime,
-            "runtime_version": version("torch" if runtime == "pytorch" else runtime),
+            "runtime_version": version(PACKAGES.get(runtime, runtime)),
             "threads": 1,
             "seed": 0,
             **facts,

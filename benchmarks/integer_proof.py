@@ -40,6 +40,7 @@ PLACES = (
     ("portable", "onnxruntime"),
     ("ncnn", "ncnn"),
     ("xnnpack", "executorch"),
+    ("litert", "litert"),
 )
 METRICS = {
     "units": "count", "exact": "count", "max_lsb": "levels", "share_off": "share",

@@ -37,6 +37,7 @@ RUNTIMES: Mapping[str, Mapping[str, str]] = {
     "onnxruntime": VARIANTS,
     "ncnn": VARIANTS,
     "executorch": VARIANTS,
+    "litert": VARIANTS,
     "pytorch": PYTORCH,
 }
 PROFILES = {"pytorch": "portable"}

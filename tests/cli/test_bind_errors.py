@@ -140,7 +140,7 @@ GOOD = HEAD + f"  m: {{{PRUNE}, weights: conv1, when: {{at: 0ep}}}}\n"
         ({"--device": "tpu"}, "--device must be cpu or cuda:i"),
         (
             {"--runtime": "tensorrt"},
-            "unknown runtime 'tensorrt'. Known: executorch, ncnn, onnxruntime",
+            "unknown runtime 'tensorrt'. Known: executorch, litert, ncnn, onnxruntime",
         ),
         ({"--runtime": "openvino:TPU"}, "OpenVINO here has no device 'TPU'; it has CPU"),
         ({"--runtime": "pytorch:tpu"}, "PyTorch here cannot use device 'tpu'"),

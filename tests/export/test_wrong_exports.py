@@ -15,7 +15,7 @@ from gracile.export import parity
 from gracile.nn.quantized import ActivationQuantizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-RUNTIMES = ("onnxruntime", "openvino", "ncnn", "executorch", "pytorch", "pytorch:x86")
+RUNTIMES = ("onnxruntime", "openvino", "ncnn", "executorch", "litert", "pytorch", "pytorch:x86")
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 

@@ -20,7 +20,13 @@ from gracile.benchmark.side_by_side import side_by_side
 from gracile.errors import UserError
 
 OF_LOAD = ("threads", "hint", "batch", "device")
-OF_FILES = ("executorch", "ncnn", "onnxruntime", "openvino")  # runtimes, and their packages
+OF_FILES = {  # runtime -> its package
+    "executorch": "executorch",
+    "litert": "ai_edge_litert",
+    "ncnn": "ncnn",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+}
 POLL_S = 2.0
 
 
@@ -178,4 +184,4 @@ def runtimes_here() -> list[str]:
     """The runtimes that are installed and run whole files."""
     from importlib.util import find_spec
 
-    return [name for name in OF_FILES if find_spec(name) is not None]
+    return [name for name, package in OF_FILES.items() if find_spec(package) is not None]

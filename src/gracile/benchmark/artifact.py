@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from gracile.benchmark import param
+from gracile.benchmark import param, tflite
 from gracile.core.state import sha256
 from gracile.errors import MissingExtra, UserError
 
@@ -19,6 +19,7 @@ RUNTIMES = {
     ".xml": "openvino",
     ".param": "ncnn",
     ".pte": "executorch",
+    ".tflite": "litert",
     ".safetensors": "pytorch",
 }
 WITH_WEIGHTS = (".xml", ".param")  # whose numbers are in a second file, `.bin`
@@ -42,7 +43,8 @@ class Artifact:
     """An exported model.
 
     Attributes:
-        path: the file (`.onnx`, `.xml` or `.param` with its `.bin`, `.pte`, `.safetensors`).
+        path: the file (`.onnx`, `.xml` or `.param` with its `.bin`, `.pte`, `.tflite`,
+            `.safetensors`).
         runtime: the registered runtime that runs it.
         sha: hash of the file's content (of all its files).
         precision: "f32", "int8" (every layer with weights computes in integers) or "mixed".
@@ -151,7 +153,7 @@ def open_artifact(path: str | Path, module: Any = None) -> Artifact:
 
     Raises:
         UserError: no such file, an ending no runtime here reads, or a damaged file.
-        MissingExtra: reading an `.onnx` file needs the onnx extra.
+        MissingExtra: reading an `.onnx` file needs the onnx extra, a `.tflite` file litert.
     """
     path = Path(path)
     if path.suffix not in RUNTIMES:
@@ -281,10 +283,21 @@ def _read_pte(path: Path) -> Read:
         raise UserError(f"{path}: the facts behind the program are damaged: {e}.") from None
 
 
+def _read_tflite(path: Path) -> Read:
+    try:
+        model = tflite.read(path.read_bytes())
+        inputs = tflite.inputs_of(model)
+        integer = any(t.type == tflite.INT8 for t in model.subgraphs[0].tensors)
+        return tflite.facts_of(model), inputs, "mixed" if integer else "f32"
+    except (ValueError, TypeError, IndexError, AttributeError) as e:
+        raise UserError(f"{path}: not a LiteRT file: {e}.") from None
+
+
 READERS: Mapping[str, Callable[[Path], Read]] = {
     ".onnx": _read_onnx,
     ".xml": _read_ir,
     ".param": _read_param,
     ".pte": _read_pte,
+    ".tflite": _read_tflite,
     ".safetensors": _read_safetensors,
 }

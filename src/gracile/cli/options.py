@@ -31,8 +31,8 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME[:DEVICE]",
-        help="Where the model will run: onnxruntime, openvino, ncnn, executorch or pytorch. "
-        "Repeatable.",
+        help="Where the model will run: onnxruntime, openvino, ncnn, executorch, litert or "
+        "pytorch. Repeatable.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory.")]

@@ -96,7 +96,7 @@ def _of_run(folder: Path) -> dict[str, dict[str, Artifact]]:
     found: dict[str, dict[str, Artifact]] = {}
     for which in ("dense", "compressed"):
         for path in sorted((folder / "export").glob(f"*/{which}/model.*")):
-            if path.suffix in (".onnx", ".xml"):
+            if path.suffix in (".onnx", ".xml", ".tflite"):
                 artifact = open_artifact(path)
                 found.setdefault(artifact.runtime, {})[which] = artifact
     if not found:

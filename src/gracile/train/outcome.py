@@ -114,7 +114,10 @@ def judge(
 def versions() -> dict[str, str]:
     """Versions that a Record carries."""
     out = {"python": platform.python_version()}
-    for name in ("gracile", "torch", "onnx", "onnxruntime", "openvino", "ncnn", "executorch"):
+    for name in (
+        "gracile", "torch", "onnx", "onnxruntime", "openvino", "ncnn", "executorch",
+        "ai-edge-litert",
+    ):  # fmt: skip
         try:
             out[name] = version(name)
         except PackageNotFoundError:

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
             list[Path],
             typer.Argument(
                 metavar="A [B ...]",
-                help="Artifacts (.onnx, .xml, .param, .pte) or one finished run directory.",
+                help="Artifacts (.onnx, .xml, .param, .pte, .tflite) or one finished run.",
             ),
         ],
         runtime: o.Runtimes = None,
@@ -55,9 +55,9 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Warm up, interleave, and report median, p95, spread and the ratio to the first.
 
-        An .xml runs in openvino, a .param in ncnn, a .pte in executorch; an .onnx in onnxruntime
-        unless --runtime says openvino. A run directory means its dense and compressed artifacts, in
-        each runtime it has (or is asked).
+        An .xml runs in openvino, a .param in ncnn, a .pte in executorch, a .tflite in litert; an
+        .onnx in onnxruntime unless --runtime says openvino. A run directory means its dense and
+        compressed artifacts, in each runtime it has (or is asked).
         """
         import json as jsonlib
 

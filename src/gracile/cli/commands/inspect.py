@@ -1,4 +1,4 @@
-"""`gracile inspect`: what a finished model's folder, or a file of tensors, holds, byte by byte."""
+"""`gracile inspect`: what a finished model's folder, or a file, holds: tensors, or an artifact."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,14 +24,20 @@ def register(app: typer.Typer) -> None:
         ],
         json: o.Json = False,
     ) -> int:
-        """Print what each stored tensor takes, how it is stored, and the ratio to plain tensors."""
+        """Print what each stored tensor takes, how it is stored, and the ratio to plain tensors.
+
+        Of an exported artifact (.onnx, .xml, .param, .pte, .tflite): what it says of itself.
+        """
         import json as jsonlib
 
         from rich.table import Table
 
+        from gracile.benchmark.artifact import RUNTIMES
         from gracile.train.checkpoint import inspected
         from gracile.units import human_bytes
 
+        if RUNTIMES.get(path.suffix, "pytorch") != "pytorch":
+            return _artifact(path, json)
         found = inspected(path)
         plain = sum(line.plain_bytes for line in found.lines)
         if json:
@@ -66,3 +72,25 @@ def register(app: typer.Typer) -> None:
             f"{human_bytes(found.weight_bytes)}: {ratio:.2f}x"
         )
         return 0
+
+
+def _artifact(path: Path, json: bool) -> int:
+    """The facts that an exported file carries."""
+    import json as jsonlib
+
+    from gracile.benchmark.artifact import open_artifact
+    from gracile.units import human_bytes
+
+    found = open_artifact(path)
+    if json:
+        print(jsonlib.dumps({"format": 1, "status": "ok", "exit": 0, **found.to_dict()}))
+        return 0
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs)
+    write_text(
+        f"{path}: {found.runtime}, {found.precision}, {human_bytes(found.size_bytes)}, "
+        f"{len(found.units)} units, inputs {inputs}"
+    )
+    for name, value in sorted(found.metadata.items()):
+        whole = value if isinstance(value, str) else jsonlib.dumps(value)
+        write_text(f"{name}: {whole}")
+    return 0
