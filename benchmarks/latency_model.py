@@ -36,6 +36,7 @@ from gracile.latency.measuring import measure, measure_network, undisturbed_ms
 from gracile.latency.predict import Predictor
 from gracile.latency.table import Table, Times
 from gracile.latency.unit import Setting, Unit
+from gracile.report.figures import line_chart
 
 NAME = "latency_model"
 RUNTIMES = ("openvino", "onnxruntime")
@@ -236,11 +237,7 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     for r in records:
         rows.setdefault(r.subject["variant"], {})[r.metric] = r.value
     if not any("median_error" in row for row in rows.values()):
-        lines = ["| | measured (ms) | predicted (ms) | off by |", "|---|---:|---:|---:|"]
-        for variant, v in rows.items():
-            ms, predicted = v["latency_ms"], v["predicted_ms"]
-            lines.append(f"| {variant} | {ms:.4f} | {predicted:.4f} | {predicted / ms - 1:+.1%} |")
-        return lines
+        return _prefixes_table(rows)
     heads = (
         "median error", "within 10 %", "noise", "median error: layers alone", "a line through MACs",
         "units measured",
@@ -250,3 +247,17 @@ def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
         shares = " | ".join(f"{v[m]:.1%}" for m in METRICS if m != "measured_units")
         lines.append(f"| {variant} | {shares} | {v['measured_units']:.0f} |")
     return lines
+
+
+def _prefixes_table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = ["| | measured (ms) | predicted (ms) | off by |", "|---|---:|---:|---:|"]
+    for variant, v in rows.items():
+        ms, predicted = v["latency_ms"], v["predicted_ms"]
+        lines.append(f"| {variant} | {ms:.4f} | {predicted:.4f} | {predicted / ms - 1:+.1%} |")
+    series = {
+        name: [(float(variant.split()[0]), v[metric]) for variant, v in rows.items()]
+        for name, metric in (("measured", "latency_ms"), ("predicted", "predicted_ms"))
+    }
+    title = "Latency of MobileNetV2 behind each of its blocks, measured and predicted"
+    plot = line_chart(title, series, width=720, x="blocks", y="ms")
+    return [*lines, "", f'<div class="plot">{plot}</div>']

@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from benchmarks import latency_model
 from benchmarks.cell import Cell, template
 from benchmarks.run import BENCHMARKS, RESULTS
 from benchmarks.tables import COLUMNS, PAGE, main, page, section, shown, table
@@ -96,3 +97,14 @@ def test_machines_share_a_table_where_a_cell_says_so(monkeypatch):
         assert text.count("### one") == tables
         assert ("| a | 1 |" in text) is not anywhere  # the newer one is shown
         assert "| b | 3 |" in text
+
+
+def test_prefixes_are_a_table_and_a_plot():
+    found = [
+        template("latency_model", "prefixes", metric, "ms", f"{k} blocks").about(value=value * k)
+        for k in (1, 2, 3)
+        for metric, value in (("latency_ms", 0.5), ("predicted_ms", 0.55))
+    ]
+    *lines, plot = latency_model.table(found, {})
+    assert "| 2 blocks | 1.0000 | 1.1000 | +10.0% |" in lines
+    assert plot.count("<polyline") == 2

@@ -361,6 +361,37 @@ def test_a_filter_of_zeros_with_a_large_bias_stays_exact(tmp_path):
     parity.require(parity.check(args[0], load(artifact), X))
 
 
+INTEGER = {
+    "grouped": (nn.Conv2d(4, 6, 3, 2, 1, groups=2), (4, 8, 8)),
+    "depthwise, two for each": (nn.Conv2d(3, 6, 3, 2, 1, groups=3), IMAGE),
+    "dilated": (nn.Conv2d(3, 6, 3, padding=2, dilation=2), IMAGE),
+    "linear of rows": (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), LINE),
+    "shuffle": (Of(lambda x, a, b: b(a(x).view(-1, 2, 2, 7, 5).transpose(1, 2).flatten(1, 2)),
+                   nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 3)), IMAGE),
+    "channels in any order": (Of(lambda x, c, p: c(p(x)), nn.Conv2d(4, 3, 1),
+                                 scattered([2, -1, 0, 1])), IMAGE),
+    "halves": (Of(lambda x, c: torch.mul(*c(x).chunk(2, 1)), nn.Conv2d(3, 4, 3)), IMAGE),
+    "a difference": (Of(lambda x, a, b: a(x) - b(x), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)),
+                     IMAGE),
+    "read in floats and integers": (Of(lambda x, a, b: (lambda y: b(y) + torch.sigmoid(y))(a(x)),
+                                       nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), IMAGE),
+    "avg pool": (Of(lambda x, c: F.avg_pool2d(torch.relu(c(x)), 2), nn.Conv2d(3, 4, 3)), IMAGE),
+    "twice the same layer": (Of(lambda x, c: c(torch.relu(c(x))), nn.Conv2d(3, 3, 1)), IMAGE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INTEGER)
+@pytest.mark.parametrize("profile", ["litert", "portable"])
+def test_integers_of_other_shapes_pass(name, profile, tmp_path):
+    torch.manual_seed(0)
+    model, shape = INTEGER[name]
+    x = torch.randn(4, *shape)
+    args = ptq(nn.Sequential(copy.deepcopy(model)).eval(), x, profile=profile)
+    artifact = export("litert", *args, x, tmp_path)
+    assert profile == "portable" or artifact.precision == "int8"
+    parity.require(parity.check(args[0], load(artifact), x))
+
+
 def test_weights_alone_stay_in_floats(tmp_path):
     args = ptq(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), X, ", activations: false")
     artifact = export("litert", *args, X, tmp_path)

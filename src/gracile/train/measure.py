@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gracile.benchmark.artifact import Artifact, open_artifact
+from gracile.benchmark.artifact import RUNTIMES, Artifact, open_artifact
 from gracile.benchmark.jobs import JobTable
 from gracile.benchmark.runtimes.base import load, parse_target
 from gracile.benchmark.side_by_side import side_by_side
@@ -33,7 +33,7 @@ def measure(
     """Measure artifacts side by side, one comparison per runtime; see `side_by_side`.
 
     Args:
-        paths: `.onnx` and `.xml` files, or one run directory.
+        paths: artifacts, whole files all of them, or one run directory.
         runtimes: only these; default every runtime the artifacts are made for. An `.onnx` file is
             also run by OpenVINO if that is named.
         reference: a file that is timed in every round and compared with nothing.
@@ -96,7 +96,7 @@ def _of_run(folder: Path) -> dict[str, dict[str, Artifact]]:
     found: dict[str, dict[str, Artifact]] = {}
     for which in ("dense", "compressed"):
         for path in sorted((folder / "export").glob(f"*/{which}/model.*")):
-            if path.suffix in (".onnx", ".xml", ".tflite"):
+            if RUNTIMES.get(path.suffix) not in (None, "pytorch"):  # weights need their network
                 artifact = open_artifact(path)
                 found.setdefault(artifact.runtime, {})[which] = artifact
     if not found:
