@@ -74,7 +74,7 @@ def test_through_json_and_back(tmp_path):
         (
             "m.txt",
             b"",
-            r"an artifact ends in \.onnx, \.xml, \.param, \.pte, \.safetensors, not '\.txt'",
+            r"ends in \.onnx, \.xml, \.param, \.pte, \.tflite, \.safetensors, not '\.txt'",
         ),
         ("m.onnx", b"not a model", "not an ONNX file"),
         ("m.safetensors", b"junk", "not a safetensors file"),
