@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from operator_nets import COMMON, IMAGE, LINE, Of, after, scattered
 from small_nets import EMPTY, ResNet, as_if_trained, export, load, quantized
 from torch import nn
 from torch.nn import functional as F
@@ -17,87 +18,25 @@ from gracile.benchmark.artifact import open_artifact
 from gracile.cli.main import main
 from gracile.errors import MissingExtra, ParityError, UserError
 from gracile.export import parity
-from gracile.nn.shortcut import ChannelPad
 from gracile.recipe.load import loads
 from gracile.train.session import Session
 
 pytest.importorskip("ai_edge_litert")
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-IMAGE, LINE = (3, 7, 5), (4, 6)
-
-
-class Of(nn.Module):
-    """A function of what its layers make, as a network."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
-
-
-def after(function):
-    """A network that computes something of a convolution's result: of a tensor that is no input."""
-    return Of(lambda x, conv: function(conv(x)), nn.Conv2d(3, 4, 1))
-
-
-def scattered(source):
-    """A ChannelPad after a cut."""
-    pad = ChannelPad(3)
-    pad.source = source
-    return pad
 
 
 NETS = {
-    "conv": (nn.Conv2d(3, 5, 3, (2, 1), (1, 2), (1, 2)), IMAGE),
-    "conv without bias": (nn.Conv2d(3, 8, 3, bias=False), IMAGE),
+    **COMMON,
     "conv that halves an even size": (nn.Conv2d(3, 8, 3, 2, 1), (3, 8, 6)),
     "conv that keeps the size": (nn.Conv2d(3, 4, (5, 3), padding="same"), IMAGE),
-    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (4, 7, 5)),
     "depthwise": (nn.Conv2d(3, 3, 3, padding=1, groups=3), IMAGE),
     "depthwise, two for each": (nn.Conv2d(3, 6, 3, groups=3), IMAGE),
-    "linear": (nn.Sequential(nn.Flatten(), nn.Linear(105, 5)), IMAGE),
-    "linear of rows": (nn.Linear(6, 5), LINE),
     "linear of columns of an image": (nn.Linear(5, 4), IMAGE),
-    "functional": (Of(lambda x, f: F.linear(x, f.weight, f.bias), nn.Linear(6, 5)), LINE),
-    "batch norm": (Of(lambda x, b: b(torch.relu(x)), nn.BatchNorm2d(3)), IMAGE),
-    "max pool": (nn.MaxPool2d(3, 2, 1), IMAGE),
     "max pool of an even size": (nn.MaxPool2d(3, 2, 1), (3, 8, 8)),
     "max pool of a relu": (after(lambda x: F.max_pool2d(torch.relu(x), 3, 2, 1)), (3, 8, 8)),
-    "max pool of a rest": (nn.MaxPool2d(2), IMAGE),
-    "avg pool": (nn.AvgPool2d(3, 2, 1), IMAGE),
-    "avg pool of what is there": (nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
-    "global pool": (nn.AdaptiveAvgPool2d(1), IMAGE),
     "adaptive pool": (nn.AdaptiveAvgPool2d((3, 2)), (3, 6, 8)),
-    "mean": (Of(lambda x: x.mean((2, 3))), IMAGE),
-    "mean kept": (Of(lambda x: x.mean((-1, -2), keepdim=True)), IMAGE),
-    "mean of channels": (Of(lambda x: x.mean(1)), IMAGE),
     "mean of columns": (Of(lambda x: x.mean(2)), IMAGE),
-    "mean of rows": (Of(lambda x: x.mean(1)), LINE),
-    "squeeze and excite": (after(lambda x: x * torch.sigmoid(x.mean((2, 3), True))), IMAGE),
-    "flatten": (nn.Flatten(), IMAGE),
-    "reshape": (Of(lambda x: x.reshape(x.shape[0], 7, 15)), IMAGE),
-    "shuffle": (Of(lambda x: x.view(-1, 2, 2, 7, 5).transpose(1, 2).reshape(-1, 4, 7, 5)),
-                (4, 7, 5)),
-    "cat": (Of(lambda x: torch.cat([x, torch.relu(x)], 1)), IMAGE),
     "cat of rows": (Of(lambda x: torch.cat([x, torch.relu(x)], 2)), IMAGE),
-    "chunk": (Of(lambda x: torch.mul(*x.chunk(2, 1))), (4, 7, 5)),
-    "split": (Of(lambda x: (lambda a, b: torch.cat([b, a], 1))(*x.split([1, 3], 1))), (4, 7, 5)),
-    "slice": (Of(lambda x: x[:, 1:, :-2]), IMAGE),
-    "every second": (Of(lambda x: x[:, :, ::2, 1::3]), IMAGE),
-    "pad": (nn.ZeroPad2d((1, 2, 0, 3)), IMAGE),
-    "pad with a number": (nn.ConstantPad2d((1, 0, 2, 1), 0.5), IMAGE),
-    "pad channels": (ChannelPad(3, 2, 3, stride=2), IMAGE),
-    "channels in any order": (Of(lambda x, p: p(torch.relu(x)), scattered([2, -1, 0, 1])), IMAGE),
-    "numbers": (Of(lambda x: (1 - x) * 2 + 3 / (x * x + 1)), IMAGE),
-    "a difference": (after(lambda x: x - torch.relu(x)), IMAGE),
-    "attention": (Of(lambda x, q, k: torch.softmax(q(x) @ k(x).transpose(1, 2) / 6**0.5, -1) @ x,
-                     nn.Linear(6, 6), nn.Linear(6, 6)), LINE),
-    "two heads": (Of(lambda x, q: F.gelu(q(x).view(-1, 4, 2, 3).transpose(1, 2)
-                                         @ x.view(-1, 4, 2, 3).permute(0, 2, 3, 1)),
-                     nn.Linear(6, 6)), LINE),
-    "log softmax": (Of(lambda x: F.log_softmax(x, 1)), IMAGE),
     "softmax of columns": (nn.Softmax(2), IMAGE),
     "nearest": (nn.Upsample(scale_factor=2), IMAGE),
     "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE),

@@ -18,6 +18,7 @@ from gracile.export.plain import (
     NotPlain,
     check_dropout_is_off,
     check_in_place,
+    check_running_statistics,
     constant_padding,
     dims_of,
     each,
@@ -288,9 +289,7 @@ def _embedding(w: Writer, node: fx.Node, call: Call) -> Any:
 
 
 def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Any:
-    own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
-    if own or not {"running_mean", "running_var"} <= set(call.params):
-        raise NotPlain("a batch norm of the batch's own statistics")
+    check_running_statistics(w.module, node, call)
     kept = {r: w.tensor(a, stored(w.module, a)) for r, a in call.params.items()}
     count = len(stored(w.module, call.params["running_mean"]))
     scale = kept.get("weight") or w.tensor(f"{node.target}.ones", np.ones(count, np.float32))

@@ -31,16 +31,16 @@ from gracile.export.plain import (
     NotPlain,
     check_in_place,
     dims_of,
+    emitter,
     read_call,
     returned,
+    sample_sizes,
 )
 from gracile.export.prepare import DYNAMIC, UNIT, ActivationGrid, Prepared, described, prepare
 from gracile.graph.capture import as_inputs
 from gracile.graph.instrument import SUFFIX
-from gracile.graph.oprule import COMPUTED
 from gracile.registry import register
 
-READ_FROM_OUTPUT = ("shape", "unflattened_size", "sizes")
 OPTIONS = {  # operators whose options are not named after them
     "CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "DepthwiseConv2D", "MAX_POOL_2D": "Pool2D",
     "AVERAGE_POOL_2D": "Pool2D", "MEAN": "Reducer", "BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2",
@@ -173,10 +173,7 @@ class Writer:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's output without the batch, in PyTorch's order."""
-        dims = self.dims.get(node)
-        if dims is None or not dims or dims[0] is not None or None in dims[1:]:
-            raise NotPlain(f"'{node}', whose first dim alone must be the batch,")
-        return tuple(d for d in dims[1:] if d is not None)
+        return sample_sizes(self.dims, node)
 
     def reshaped(self, x: Value, shape: Sequence[int]) -> Value:
         """The same numbers in other dims; the batch is free."""
@@ -260,10 +257,7 @@ class Writer:
             if node.all_input_nodes[0].op == "get_attr":
                 return None
             return self._mark(call.attrs["name"], node)
-        emit, known = EMIT.get(call.op), call.rule.roles if call.rule else ()
-        skipped = (*READ_FROM_OUTPUT, *known)
-        if emit is None or any(v == COMPUTED for k, v in call.attrs.items() if k not in skipped):
-            raise NotPlain(f"'{call.name}'")
+        emit = emitter(EMIT, call)
         check_in_place(node, call)
         return emit(self, node, call)
 

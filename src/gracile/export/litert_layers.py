@@ -6,6 +6,7 @@ Shapes and axes in the names here are PyTorch's, with the batch, unless "file" i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +18,17 @@ from gracile.export.litert_steps import Value, Weight
 from gracile.export.plain import (
     NotPlain,
     check_dropout_is_off,
+    check_rows_of_a_line,
+    check_running_statistics,
     constant_padding,
     each,
+    image_window,
+    layer_operands,
     part_lengths,
     read_call,
     slices,
     stored,
-    window,
 )
-from gracile.export.prepare import WEIGHT, MarkedLayer
 from gracile.graph.normalize import Call
 from gracile.graph.ops.shape import permuted_dims
 
@@ -36,7 +39,6 @@ Emit = Callable[["Writer", fx.Node, Call], Any]
 SAME, VALID = 0, 1
 LOWEST = -3.4e38  # below what is compared in a maximum
 TO_FILE = (0, 3, 1, 2)  # axis of an image in PyTorch -> its axis in the file
-REVERSED = {"sub": "SUB", "div": "DIV"}
 OPERATIONS = {"add": "ADD", "sub": "SUB", "mul": "MUL", "div": "DIV"}
 
 
@@ -148,7 +150,7 @@ def _matmul(w: Writer, node: fx.Node, call: Call) -> Value:
 
 
 def _convolution(w: Writer, node: fx.Node, call: Call) -> Value:
-    source, weight, bias, address = _operands(w, node, call)
+    source, weight, bias, address = layer_operands(w.prepared, node, call)
     a, into = call.attrs, w.shape(source)
     spatial, given = len(into) - 1, call.attrs["padding"]
     if spatial != 2 or a["padding_mode"] != "zeros":
@@ -177,7 +179,7 @@ def _convolution(w: Writer, node: fx.Node, call: Call) -> Value:
 
 
 def _linear(w: Writer, node: fx.Node, call: Call) -> Value:
-    source, weight, bias, address = _operands(w, node, call)
+    source, weight, bias, address = layer_operands(w.prepared, node, call)
     x, out = w.plain(w.float(source)), (1, *w.shape(node))
     made = _layer(
         w, "FULLY_CONNECTED", [x], weight, bias, address, lambda t: t, 0, out,
@@ -253,47 +255,8 @@ def _padded(w: Writer, x: Value, around: Sequence[tuple[int, int]], fill: float 
     return w.add("PADV2", [x, sizes, w.constant([fill])], shape)
 
 
-def _operands(w: Writer, node: fx.Node, call: Call) -> tuple[fx.Node, Tensor, Tensor | None, str]:
-    """What a layer reads, its weight and bias, and the weight's address."""
-    if node.op == "call_module":
-        module = w.module.get_submodule(str(node.target))
-        address = module.address if isinstance(module, MarkedLayer) else call.params["weight"]
-        found = {r: stored(w.module, a) for r, a in call.params.items()}
-        weight, bias = found["weight"], found.get("bias")
-        source = node.all_input_nodes[0]
-    else:
-        source = call.args[0]
-        address, weight = _behind_marks(w, call.args[1])
-        bias = _behind_marks(w, call.args[2])[1] if len(call.args) > 2 else None
-    if address in w.prepared.weights:
-        weight = w.prepared.weights[address].floats()
-    return (
-        source,
-        weight.detach().cpu().float().contiguous(),
-        None if bias is None else bias.detach().cpu().float(),
-        address,
-    )
-
-
-def _behind_marks(w: Writer, node: fx.Node) -> tuple[str, Tensor]:
-    """(address, tensor) of a weight that is read as it is stored."""
-    address = ""
-    while node.op == "call_module":
-        call = read_call(w.module, node)
-        name = str(call.attrs.get("name", ""))
-        if call.op != "mark":
-            break
-        address = name.removeprefix(WEIGHT) if name.startswith(WEIGHT) else address
-        node = node.all_input_nodes[0]
-    if node.op != "get_attr":
-        raise NotPlain("a layer whose weight is computed in the forward")
-    return address or str(node.target), stored(w.module, str(node.target))
-
-
 def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Value:
-    own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
-    if own or not {"running_mean", "running_var"} <= set(call.params):
-        raise NotPlain("a batch norm of the batch's own statistics")
+    check_running_statistics(w.module, node, call)
     found = {r: stored(w.module, a).detach().cpu().double() for r, a in call.params.items()}
     mean, variance = found["running_mean"], found["running_var"]
     factor = found.get("weight", torch.ones_like(mean)) / (variance + call.attrs["eps"]).sqrt()
@@ -305,13 +268,8 @@ def _batch_norm(w: Writer, node: fx.Node, call: Call) -> Value:
 
 
 def _embedding(w: Writer, node: fx.Node, call: Call) -> Value:
-    if node.op != "call_module" or call.args[0].op != "placeholder":
-        raise NotPlain("a look-up of numbers that are no input")
-    module: Any = w.module.get_submodule(str(node.target))
-    table = module.layer if isinstance(module, MarkedLayer) else module
-    _, weight, _, address = _operands(w, node, call)
-    if table.max_norm is not None or len(w.shape(call.args[0])) != 1:
-        raise NotPlain("an embedding that scales its rows, or of other than a line of numbers")
+    check_rows_of_a_line(w.module, w.dims, node, call)
+    _, weight, _, address = layer_operands(w.prepared, node, call)
     if address in w.prepared.weights:
         w.floats[address] = "rows are looked up in floats"
     inputs = [w.constant(weight.numpy()), w.raw(call.args[0])]
@@ -320,14 +278,10 @@ def _embedding(w: Writer, node: fx.Node, call: Call) -> Value:
 
 def _pool(type: str) -> Emit:
     def emit(w: Writer, node: fx.Node, call: Call) -> Value:
-        a, spatial = call.attrs, len(w.shape(node)) - 1
-        dilated = a.get("dilation") is not None and set(each(a["dilation"], spatial)) != {1}
-        if spatial != 2 or dilated or a.get("return_indices") or a.get("divisor_override"):
-            raise NotPlain(f"'{call.op}' with options, or not of images")
-        kernel, stride, around = window(call, spatial)
+        kernel, stride, around = image_window(call, len(w.shape(node)) - 1)
         out, x = _file_shape((1, *w.shape(node))), w.float(call.args[0])
         mean = type == "AVERAGE_POOL_2D"
-        if mean and any(around) and a.get("count_include_pad", True):
+        if mean and any(around) and call.attrs.get("count_include_pad", True):
             pads = ((0, 0), (around[0], around[0]), (around[1], around[1]), (0, 0))
             x, padding = _padded(w, x, pads), VALID
         else:
@@ -382,7 +336,7 @@ def _mean(w: Writer, node: fx.Node, call: Call) -> Value:
 
 def _reshape(w: Writer, node: fx.Node, call: Call) -> Value:
     into, out = w.shape(call.args[0]), w.shape(node)
-    if _product(into) != _product(out):
+    if prod(into) != prod(out):
         raise NotPlain("a reshape that mixes the samples of a batch")
     x = w.float(call.args[0])
     if into == out:
@@ -515,13 +469,6 @@ def _axis(dim: Any, dims: int) -> int:
 def _file_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """PyTorch's order -> the file's."""
     return tuple(shape[d] for d in (0, 2, 3, 1)) if len(shape) == IMAGE else tuple(shape)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    out = 1
-    for n in sizes:
-        out *= n
-    return out
 
 
 EMIT: Mapping[str, Emit] = {

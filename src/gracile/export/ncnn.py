@@ -34,13 +34,14 @@ from gracile.export.plain import (
     NotPlain,
     check_in_place,
     dims_of,
+    emitter,
     read_call,
     returned,
+    sample_sizes,
 )
 from gracile.export.prepare import DYNAMIC, UNIT, ActivationGrid, Prepared, described, prepare
 from gracile.graph.capture import as_inputs
 from gracile.graph.instrument import SUFFIX
-from gracile.graph.oprule import COMPUTED
 from gracile.registry import register
 
 FLOAT32, INT8 = 1, 3  # ncnn's numbers of types, in a Cast
@@ -48,7 +49,6 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 LAYERS = (*CONVOLUTIONS, "InnerProduct")
 ACTIVATION, ACTIVATION_PARAMS = 9, 10  # keys of what a layer does to its result
 REQUANTIZED = 100  # added to a convolution's INT8_TERM: its result is integers
-READ_FROM_OUTPUT = ("shape", "unflattened_size", "sizes")
 GRID_WAY_OUT = (
     "Quantize for it: profile: ncnn in the recipe's quantize entry, or --runtime ncnn alone."
 )
@@ -192,10 +192,7 @@ class Writer:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's output without the batch."""
-        dims = self.dims.get(node)
-        if dims is None or not dims or dims[0] is not None or None in dims[1:]:
-            raise NotPlain(f"'{node}', whose first dim alone must be the batch,")
-        return tuple(d for d in dims[1:] if d is not None)
+        return sample_sizes(self.dims, node)
 
     def weight_grid(self, address: str, source: str) -> WeightGrid | None:
         """The integers of a weight, if what its layer reads are integers too."""
@@ -257,10 +254,7 @@ class Writer:
             return None
         if call.op == "mark":
             return self.mark(call.attrs["name"], node)
-        emit, known = EMIT.get(call.op), call.rule.roles if call.rule else ()
-        skipped = (*READ_FROM_OUTPUT, *known)
-        if emit is None or any(v == COMPUTED for k, v in call.attrs.items() if k not in skipped):
-            raise NotPlain(f"'{call.name}'")
+        emit = emitter(EMIT, call)
         check_in_place(node, call)
         return emit(self, node, call)
 

@@ -7,6 +7,7 @@ parameters are those of https://github.com/Tencent/ncnn/wiki/operators.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,15 +17,16 @@ from gracile.benchmark.param import Value, numbers, tagged
 from gracile.export.plain import (
     NotPlain,
     check_dropout_is_off,
+    check_rows_of_a_line,
+    check_running_statistics,
     constant_padding,
     each,
+    image_window,
+    layer_operands,
     part_lengths,
-    read_call,
     slices,
     stored,
-    window,
 )
-from gracile.export.prepare import WEIGHT, MarkedLayer
 from gracile.graph.normalize import Call
 from gracile.graph.ops.shape import permuted_dims
 
@@ -129,7 +131,7 @@ def _operand(w: Writer, node: fx.Node, rank: int) -> str:
     value = stored(w.module, str(node.target)).detach().cpu().float()
     sizes = list(value.shape)
     sizes = sizes[1:] if len(sizes) == rank + 1 else [1] * (rank - len(sizes)) + sizes
-    if value.numel() != _product(sizes) or len(sizes) != rank:
+    if value.numel() != prod(sizes) or len(sizes) != rank:
         raise NotPlain(f"'{node.target}', a stored tensor with a batch")
     return w.constant(value.reshape(sizes))
 
@@ -141,7 +143,7 @@ def _product_of_tensors(w: Writer, node: fx.Node, call: Call) -> str:
 
 
 def _convolution(w: Writer, node: fx.Node, call: Call) -> str:
-    source, weight, bias, address = _operands(w, node, call)
+    source, weight, bias, address = layer_operands(w.prepared, node, call)
     a, into = call.attrs, w.shape(source)
     spatial = len(into) - 1
     if a["padding_mode"] != "zeros" or isinstance(a["padding"], str) or spatial not in (1, 2):
@@ -206,7 +208,7 @@ def _sizes(
 
 
 def _transposed(w: Writer, node: fx.Node, call: Call) -> str:
-    source, weight, bias, address = _operands(w, node, call)
+    source, weight, bias, address = layer_operands(w.prepared, node, call)
     a, spatial, groups = call.attrs, len(w.shape(source)) - 1, int(call.attrs["groups"])
     if spatial != 2 or a["padding_mode"] != "zeros":
         raise NotPlain(f"'{call.op}' of {spatial} dims")
@@ -224,7 +226,7 @@ def _transposed(w: Writer, node: fx.Node, call: Call) -> str:
 
 
 def _linear(w: Writer, node: fx.Node, call: Call) -> str:
-    source, weight, bias, address = _operands(w, node, call)
+    source, weight, bias, address = layer_operands(w.prepared, node, call)
     if len(w.shape(source)) > 2:
         raise NotPlain(f"'{call.op}' of tensors with more than two dims in each sample")
     params: dict[int, Value] = {0: weight.shape[0], 1: int(bias is not None), 2: weight.numel()}
@@ -235,47 +237,8 @@ def _linear(w: Writer, node: fx.Node, call: Call) -> str:
     return _in_integers(w, "InnerProduct", source, params, grid, steps, bias)
 
 
-def _operands(w: Writer, node: fx.Node, call: Call) -> tuple[fx.Node, Tensor, Tensor | None, str]:
-    """What a layer reads, its weight and bias, and the weight's address."""
-    if node.op == "call_module":
-        module = w.module.get_submodule(str(node.target))
-        address = module.address if isinstance(module, MarkedLayer) else call.params["weight"]
-        found = {r: stored(w.module, a) for r, a in call.params.items()}
-        weight, bias = found["weight"], found.get("bias")
-        source = node.all_input_nodes[0]
-    else:
-        source = call.args[0]
-        address, weight = _behind_marks(w, call.args[1])
-        bias = _behind_marks(w, call.args[2])[1] if len(call.args) > 2 else None
-    if address in w.prepared.weights:
-        weight = w.prepared.weights[address].floats()
-    return (
-        source,
-        weight.detach().cpu().float().contiguous(),
-        None if bias is None else bias.detach().cpu().float(),
-        address,
-    )
-
-
-def _behind_marks(w: Writer, node: fx.Node) -> tuple[str, Tensor]:
-    """(address, tensor) of a weight that is read as it is stored."""
-    address = ""
-    while node.op == "call_module":
-        call = read_call(w.module, node)
-        name = str(call.attrs.get("name", ""))
-        if call.op != "mark":
-            break
-        address = name.removeprefix(WEIGHT) if name.startswith(WEIGHT) else address
-        node = node.all_input_nodes[0]
-    if node.op != "get_attr":
-        raise NotPlain("a layer whose weight is computed in the forward")
-    return address or str(node.target), stored(w.module, str(node.target))
-
-
 def _batch_norm(w: Writer, node: fx.Node, call: Call) -> str:
-    own = node.op != "call_module" or w.module.get_submodule(str(node.target)).training
-    if own or not {"running_mean", "running_var"} <= set(call.params):
-        raise NotPlain("a batch norm of the batch's own statistics")
+    check_running_statistics(w.module, node, call)
     found = {r: stored(w.module, a).detach().cpu().float() for r, a in call.params.items()}
     mean, variance = found["running_mean"], found["running_var"]
     slope, shift = found.get("weight", torch.ones_like(mean)), found.get("bias")
@@ -286,13 +249,8 @@ def _batch_norm(w: Writer, node: fx.Node, call: Call) -> str:
 
 
 def _embedding(w: Writer, node: fx.Node, call: Call) -> str:
-    if node.op != "call_module" or call.args[0].op != "placeholder":
-        raise NotPlain("a look-up of numbers that are no input")
-    module: Any = w.module.get_submodule(str(node.target))
-    table = module.layer if isinstance(module, MarkedLayer) else module
-    _, weight, _, address = _operands(w, node, call)
-    if table.max_norm is not None or len(w.shape(call.args[0])) != 1:
-        raise NotPlain("an embedding that scales its rows, or of other than a line of numbers")
+    check_rows_of_a_line(w.module, w.dims, node, call)
+    _, weight, _, address = layer_operands(w.prepared, node, call)
     if address in w.prepared.weights:
         w.floats[address] = "ncnn looks rows up in floats"
     rows, width = weight.shape
@@ -302,17 +260,13 @@ def _embedding(w: Writer, node: fx.Node, call: Call) -> str:
 
 def _pool(kind: int) -> Emit:
     def emit(w: Writer, node: fx.Node, call: Call) -> str:
-        a, spatial = call.attrs, len(w.shape(node)) - 1
-        dilated = a.get("dilation") is not None and set(each(a["dilation"], spatial)) != {1}
-        if spatial != 2 or dilated or a.get("return_indices") or a.get("divisor_override"):
-            raise NotPlain(f"'{call.op}' with options, or not of images")
-        kernel, stride, padding = window(call, spatial)
+        kernel, stride, padding = image_window(call, len(w.shape(node)) - 1)
         params: dict[int, Value] = {0: kind, **FLOOR}
         for key, values in ((1, kernel), (2, stride), (3, padding)):
             params.update({key + 10 * k: v for k, v in enumerate(reversed(values))})
         params |= {14: padding[1], 15: padding[0]}
         if kind:
-            params[6] = int(bool(a.get("count_include_pad", True)))
+            params[6] = int(bool(call.attrs.get("count_include_pad", True)))
         return w.add("Pooling", [w.float(call.args[0])], params)
 
     return emit
@@ -342,7 +296,7 @@ def _mean(w: Writer, node: fx.Node, call: Call) -> str:
 
 def _reshape(w: Writer, node: fx.Node, call: Call) -> str:
     into, out = w.shape(call.args[0]), w.shape(node)
-    if _product(into) != _product(out):
+    if prod(into) != prod(out):
         raise NotPlain("a reshape that mixes the samples of a batch")
     x = w.float(call.args[0])
     return x if into == out else _reshaped(w, x, out)
@@ -444,13 +398,6 @@ def _axis(dim: Any, rank: int) -> int:
     if not isinstance(dim, int) or dim % (rank + 1) == 0:
         raise NotPlain("something along the batch, or along axes that cannot be read,")
     return dim % (rank + 1) - 1
-
-
-def _product(sizes: Sequence[int]) -> int:
-    out = 1
-    for n in sizes:
-        out *= n
-    return out
 
 
 EMIT: Mapping[str, Emit] = {

@@ -1,17 +1,19 @@
 """What the writers that go through a prepared model node by node read from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from gracile.export.prepare import Mark, MarkedLayer
+from gracile.export.prepare import WEIGHT, Mark, MarkedLayer, Prepared
 from gracile.export.units import MOVES
 from gracile.graph.normalize import Call, call_key, call_of, module_call
+from gracile.graph.oprule import COMPUTED
 from gracile.graph.record import sized
 
 BATCHES = (2, 3)
+READ_FROM_OUTPUT = ("shape", "unflattened_size", "sizes")  # computed numbers that are not needed
 Dims = tuple[int | None, ...]  # None: it depends on the batch
 
 
@@ -148,3 +150,89 @@ def constant_padding(module: fx.GraphModule, node: fx.Node, call: Call) -> tuple
     if not constant or any(not isinstance(n, int) or n < 0 for n in around):
         raise NotPlain("a padding that is not with a number, or that cuts")
     return around, float(value)
+
+
+def layer_operands(
+    prepared: Prepared, node: fx.Node, call: Call
+) -> tuple[fx.Node, Tensor, Tensor | None, str]:
+    """What a layer reads, its weight (of its integers, if it has some) and bias, its address."""
+    module = prepared.module
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        address = layer.address if isinstance(layer, MarkedLayer) else call.params["weight"]
+        found = {r: stored(module, a) for r, a in call.params.items()}
+        weight, bias = found["weight"], found.get("bias")
+        source = node.all_input_nodes[0]
+    else:
+        source = call.args[0]
+        address, weight = _behind_marks(module, call.args[1])
+        bias = _behind_marks(module, call.args[2])[1] if len(call.args) > 2 else None
+    if address in prepared.weights:
+        weight = prepared.weights[address].floats()
+    return (
+        source,
+        weight.detach().cpu().float().contiguous(),
+        None if bias is None else bias.detach().cpu().float(),
+        address,
+    )
+
+
+def _behind_marks(module: fx.GraphModule, node: fx.Node) -> tuple[str, Tensor]:
+    """(address, tensor) of a weight that is read as it is stored."""
+    address = ""
+    while node.op == "call_module":
+        call = read_call(module, node)
+        name = str(call.attrs.get("name", ""))
+        if call.op != "mark":
+            break
+        address = name.removeprefix(WEIGHT) if name.startswith(WEIGHT) else address
+        node = node.all_input_nodes[0]
+    if node.op != "get_attr":
+        raise NotPlain("a layer whose weight is computed in the forward")
+    return address or str(node.target), stored(module, str(node.target))
+
+
+def check_running_statistics(module: fx.GraphModule, node: fx.Node, call: Call) -> None:
+    """A batch norm that uses the batch's own statistics cannot be written."""
+    own = node.op != "call_module" or module.get_submodule(str(node.target)).training
+    if own or not {"running_mean", "running_var"} <= set(call.params):
+        raise NotPlain("a batch norm of the batch's own statistics")
+
+
+def image_window(call: Call, spatial: int) -> tuple[list[int], list[int], list[int]]:
+    """`window` of an image, by a pooling without further options."""
+    a = call.attrs
+    dilated = a.get("dilation") is not None and set(each(a["dilation"], spatial)) != {1}
+    if spatial != 2 or dilated or a.get("return_indices") or a.get("divisor_override"):
+        raise NotPlain(f"'{call.op}' with options, or not of images")
+    return window(call, spatial)
+
+
+def check_rows_of_a_line(
+    module: fx.GraphModule, dims: Mapping[fx.Node, Dims | None], node: fx.Node, call: Call
+) -> None:
+    """An embedding is written if a line of an input's numbers looks its rows up as they are."""
+    if node.op != "call_module" or call.args[0].op != "placeholder":
+        raise NotPlain("a look-up of numbers that are no input")
+    layer: Any = module.get_submodule(str(node.target))
+    table = layer.layer if isinstance(layer, MarkedLayer) else layer
+    if table.max_norm is not None or len(sample_sizes(dims, call.args[0])) != 1:
+        raise NotPlain("an embedding that scales its rows, or of other than a line of numbers")
+
+
+def sample_sizes(dims: Mapping[fx.Node, Dims | None], node: fx.Node) -> tuple[int, ...]:
+    """Sizes of a node's output without the batch, which must be its first dim and no other."""
+    found = dims.get(node)
+    if found is None or not found or found[0] is not None or None in found[1:]:
+        raise NotPlain(f"'{node}', whose first dim alone must be the batch,")
+    return tuple(d for d in found[1:] if d is not None)
+
+
+def emitter(emitters: Mapping[str, Any], call: Call) -> Any:
+    """How a writer that knows the sizes of results writes an operator; an entry of its table."""
+    known = call.rule.roles if call.rule else ()
+    skipped = (*READ_FROM_OUTPUT, *known)
+    found = emitters.get(call.op)
+    if found is None or any(v == COMPUTED for k, v in call.attrs.items() if k not in skipped):
+        raise NotPlain(f"'{call.name}'")
+    return found
