@@ -5,10 +5,14 @@ each part of the images, so that a killed scan goes on and an early look already
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from torch import Tensor, fx
 
@@ -21,6 +25,7 @@ FORMAT = 1
 NAME = "sensitivity.json"
 KINDS = ("filter", "channel", "element", "bits")
 COLUMNS = ("tensor", "level", "removed", "of", "top1", "top5", "loss", "drop", "images")
+T = TypeVar("T")
 Judge = Callable[[Tensor, Tensor], tuple[int, int | None, float]]  # hits, hits in five, sum of loss
 
 
@@ -200,7 +205,7 @@ def begin(
 
 
 def scan(
-    module: fx.GraphModule,
+    modules: Sequence[fx.GraphModule],
     batches: Iterable[tuple[Tensor, Tensor]],
     trials: Mapping[str, Trial],
     judge: Judge,
@@ -212,22 +217,42 @@ def scan(
     """Count what each change does; batch after batch, the counts of a batch at once.
 
     Args:
-        module: see `graph.fork.swept`.
+        modules: equal ones, see `graph.fork.swept`; each has a batch at the same time, so that
+            their results come in the order of the batches.
         batches: inputs and labels, those of `sums.parts` first, which are passed over.
         trials: tensor -> its values.
         judge: (logits, labels) -> hits, hits in five, sum of the loss.
         sums: filled; under "" the network as it is.
-        rows: samples that run at once.
+        rows: samples that run at once in a module.
         done: called after each batch.
     """
-    for number, (x, y) in enumerate(batches):
-        if number < sums.parts:
-            continue
-        found: Sequence[Any] = [
-            (name or "", k, judge(out, y))
-            for name, k, out in swept(module, (x,), trials, rows=rows)
-        ]
-        for name, k, judged in found:
-            sums.add(name, k, judged, len(y))
+    free: SimpleQueue[fx.GraphModule] = SimpleQueue()
+    for module in modules:
+        free.put(module)
+
+    def judged(batch: tuple[Tensor, Tensor]) -> tuple[int, list[Any]]:
+        x, y = batch
+        module = free.get()
+        try:
+            outputs = swept(module, (x,), trials, rows=rows)
+            return len(y), [(name or "", k, judge(out, y)) for name, k, out in outputs]
+        finally:
+            free.put(module)
+
+    for n, found in _in_order(judged, islice(batches, sums.parts, None), len(modules)):
+        for name, k, values in found:
+            sums.add(name, k, values, n)
         sums.parts += 1
         done()
+
+
+def _in_order(work: Callable[[Any], T], items: Iterable[Any], at_once: int) -> Iterator[T]:
+    """Results in the order of the items, of which so many are worked on at the same time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == at_once:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -4,8 +4,10 @@ The scan of Han et al. 2015, arXiv:1506.02626, section 3.1, and of Distiller's `
 goes once through the network; from every tensor on, a branch for each of its levels.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +29,7 @@ from gracile.graph.capture import capture
 from gracile.graph.fold import FoldResult, fold_batchnorm, scale_channels
 from gracile.graph.fork import Trial
 from gracile.graph.graph import Graph, Node
+from gracile.graph.inplace import write_in_place
 from gracile.nn.rounding import fake_quantize
 from gracile.prune.selection import finished, lowest, removed_count
 from gracile.quantize.affine import qrange, symmetric_params
@@ -121,8 +124,9 @@ def sensitivity(
         raise UserError(f"a sensitivity scan follows the forward, which cannot be done here: {why}")
     folded = fold_batchnorm(graph.module)
     targets, left_out = _targets(model, graph, folded, by, tensors, criterion)
-    fast = _fast_layout(folded.module, first)
-    rows, images = _sizes(graph, memory_mib)
+    module, channels_last = _quickened(folded.module, first)
+    workers = torch.get_num_threads() if first.device.type == "cpu" else 1
+    rows, images = _sizes(graph, memory_mib, workers)
     facts = {
         "by": by,
         "levels": steps,
@@ -137,7 +141,7 @@ def sensitivity(
     trials = {
         t.address: Trial(
             tuple(a for a in (t.address, t.bias) if a is not None),
-            lambda t=t: _values(t, named[t.address].detach(), steps, folded),  # type: ignore[misc]
+            lambda t=t: _values(t, named[t.address].detach(), steps, folded, module),  # type: ignore[misc]
         )
         for t in targets
     }
@@ -148,15 +152,17 @@ def sensitivity(
         if state is not None:
             sums.save(state)
 
-    scan(
-        folded.module,
-        _in_parts(batches, images, fast, advance),
-        trials,
-        _judged,
-        sums,
-        rows=rows,
-        done=done,
-    )
+    modules = [copy.deepcopy(module) for _ in range(workers)]
+    with _one_thread_each():
+        scan(
+            modules,
+            _in_parts(batches, images, channels_last, advance),
+            trials,
+            _judged,
+            sums,
+            rows=rows,
+            done=done,
+        )
     return Sensitivity(
         by=by,
         criterion=None if by == "bits" else criterion,
@@ -264,7 +270,11 @@ def _scores(criterion: str, weight: Tensor) -> Tensor:
 
 
 def _values(
-    target: Target, weight: Tensor, steps: Sequence[float], folded: FoldResult
+    target: Target,
+    weight: Tensor,
+    steps: Sequence[float],
+    folded: FoldResult,
+    module: fx.GraphModule,
 ) -> Iterator[Mapping[str, Tensor]]:
     """The weight, and its bias, at each level, as the folded network holds them."""
     factor = folded.scaled.get(target.address)
@@ -279,7 +289,7 @@ def _values(
         if factor is not None:
             changed = scale_channels(changed.double(), factor, target.axis).to(weight.dtype)
         if changed.dim() == 4:
-            changed = changed.contiguous(memory_format=_format_of(folded.module, target.address))
+            changed = changed.contiguous(memory_format=_format_of(module, target.address))
         values = {target.address: changed}
         if target.bias is not None and stays is not None:
             values[target.bias] = folded.module.get_parameter(target.bias).detach() * stays
@@ -304,40 +314,57 @@ def _format_of(module: nn.Module, address: str) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _fast_layout(module: fx.GraphModule, x: Tensor) -> bool:
-    """Put the network's channels last in memory, if it is on a CPU and computes the same so."""
-    if x.dim() != 4 or x.device.type != "cpu":
-        return False
-    with torch.no_grad():
-        expected = module(x)
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        try:
-            if same(expected, module(x.contiguous(memory_format=torch.channels_last))):
-                return True
-        except RuntimeError:  # a view that needs the usual order
-            pass
-    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return False
+def _quickened(module: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, bool]:
+    """What computes the same in less time, and whether it wants channels last in memory."""
+    last = x.dim() == 4 and x.device.type == "cpu"
+    quick = copy.deepcopy(module)
+    write_in_place(quick)
+    try:
+        with torch.no_grad():
+            expected = module(x)
+            if last:
+                quick.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                x = x.contiguous(memory_format=torch.channels_last)
+            if same(expected, quick(x.clone())):
+                return quick, last
+    except RuntimeError:  # a view that needs the usual order, an addition of unequal shapes
+        pass
+    return module, False
 
 
-def _sizes(graph: Graph, memory_mib: int) -> tuple[int, int]:
-    """Samples that run at once, and images of a part."""
+def _sizes(graph: Graph, memory_mib: int, workers: int) -> tuple[int, int]:
+    """Samples that run at once in each worker, and images of a part."""
     if memory_mib < 1:
         raise UserError(f"memory_mib must be at least 1, got {memory_mib}.")
     batch = next((n.shape[0] for n in graph.of_op("input") if n.shape), 1)
     largest = max((torch.Size(n.shape).numel() for n in graph if n.shape), default=1)
-    rows = max(1, (memory_mib << 20) * batch // (ALIVE * 4 * max(1, largest)))
+    a_sample = ALIVE * 4 * max(1, largest) // batch
+    rows = max(1, (memory_mib << 20) // (max(1, a_sample) * workers))
     return rows, min(rows, MOST_IMAGES)
 
 
 def _in_parts(
-    batches: Iterable[tuple[Tensor, Tensor]], size: int, fast: bool, advance: Callable[[], None]
+    batches: Iterable[tuple[Tensor, Tensor]],
+    size: int,
+    channels_last: bool,
+    advance: Callable[[], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for x, y in batches:
-        if fast:
+        if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         yield from zip(x.split(size), y.split(size), strict=True)
         advance()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Networks side by side use the cores better than each operator on all of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _judged(logits: Tensor, labels: Tensor) -> tuple[int, int | None, float]:
