@@ -2,16 +2,17 @@
 
 Random trims of four networks, every channel group at a width drawn from all integers between a
 quarter and all of it, at three resolutions, on one thread. The table of units is filled with the
-few widths that serve all of them, and five other trims calibrate the sum. Errors are relative to
-the measured latency: the median, and the share of networks within 10 %. "Noise" is the median
-difference of two measurements of the same network. Beside it: the plain sum of the same layers
-run alone, and a line through the MACs of the calibration networks. "Prefixes" is MobileNetV2 cut
-off behind each of its blocks (figure 7 of CompactNet).
+few widths that serve all of them, and eight other trims calibrate the sum. All networks are timed
+side by side, in rounds over all of them. Errors are relative to the measured latency: the median,
+and the share of networks within 10 %. "Noise" is the median difference of what the first half of
+the rounds says of a network and what the second half does. Beside it: the plain sum of the same
+layers run alone, and a line through the MACs of the calibration networks. "Prefixes" is
+MobileNetV2 cut off behind each of its blocks (figure 7 of CompactNet).
 """
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from gracile.graph.surgery import apply, remove_edits
 from gracile.latency.calibration import calibrate
 from gracile.latency.difference import low, quickest
 from gracile.latency.lowering import isolated, units_of
-from gracile.latency.measuring import measure, measure_network, undisturbed_ms
+from gracile.latency.measuring import measure, remember, side_by_side, undisturbed_ms
 from gracile.latency.predict import Predictor
 from gracile.latency.table import Table, Times
 from gracile.latency.unit import Setting, Unit
@@ -47,7 +48,7 @@ SIDES = {
     "mobilenet_v2": (96, 128, 160),
     "vgg16_bn_cifar": (32, 64, 96),
 }
-TESTED, FITTED, FIRST_FITTED = 30, 5, 1000
+TESTED, FITTED, FIRST_FITTED = 30, 8, 1000
 LEAST = 0.25  # of a group's width
 WITHIN = 0.10
 METRICS = {
@@ -99,37 +100,38 @@ def cells() -> Iterator[Cell]:
 
 
 def judge(runtime: str, precision: str, count: int, fitted: int, notes: dict[str, Any]) -> Values:
-    """Fill the table, calibrate on other networks, then predict and measure each in turn."""
+    """Fill the table, calibrate on other networks, then predict the tested ones."""
     table = _table()
+    trims = [Trim.numbered(FIRST_FITTED + k) for k in range(fitted)]
+    trims += [Trim.numbered(seed) for seed in range(count)]
     with tempfile.TemporaryDirectory() as folder:
-        times, sums = None, []
-        for trim in (Trim.numbered(FIRST_FITTED + k) for k in range(fitted)):
-            loaded, macs = opened(trim, runtime, precision, Path(folder))
-            times = times or table.at(Setting.of(loaded))
-            units = units_of(loaded)
-            measure(times, units)
-            ms = measure_network(times, f"{trim} {precision}", loaded, units)
-            sums.append((float(macs), ms))
-            _save(table)
-        assert times is not None
-        per_mac = calibrate(sums)
-        rows, before = [], len(times.points)
-        for seed in range(count):
-            trim = Trim.numbered(seed)
-            loaded, macs = opened(trim, runtime, precision, Path(folder))
-            units = units_of(loaded)
-            measure(times, units)
-            _save(table)
-            predicted = _predictor(times, precision).network(units)
-            first, second = (undisturbed_ms(loaded) for _ in range(2))
-            ms = min(first, second)
-            rows.append({
-                "network": str(trim), "ms": ms, "predicted_ms": predicted.ms,
-                "error": predicted.ms / ms - 1, "noise": abs(first / second - 1),
-                "isolated_error": _isolated_ms(units, times) / ms - 1,
-                "macs_error": per_mac.apply(float(macs)) / ms - 1, "how": predicted.counts,
-            })  # fmt: skip
+        nets = [opened(trim, runtime, precision, Path(folder)) for trim in trims]
+        units = [units_of(loaded) for loaded, _ in nets]
+        times = table.at(Setting.of(nets[0][0]))
+        measure(times, [u for found in units[:fitted] for u in found])
+        _save(table)
+        before = len(times.points)
+        measure(times, [u for found in units[fitted:] for u in found])
+        _save(table)
+        rounds = side_by_side([loaded for loaded, _ in nets])
+    for trim, found, measured in zip(trims[:fitted], units, rounds, strict=False):
+        remember(times, f"{trim} {precision}", low(measured), found)
+    _save(table)
+    macs = [float(m) for _, m in nets]
+    per_mac = calibrate([(m, low(r)) for m, r in zip(macs[:fitted], rounds, strict=False)])
+    predictor, rows = _predictor(times, precision), []
+    for k in range(fitted, len(trims)):
+        predicted, ms = predictor.network(units[k]), low(rounds[k])
+        first, second = (low(half) for half in np.array_split(rounds[k], 2))
+        rows.append({
+            "network": str(trims[k]), "ms": ms, "predicted_ms": predicted.ms,
+            "error": predicted.ms / ms - 1, "noise": abs(first / second - 1),
+            "isolated_error": _isolated_ms(units[k], times) / ms - 1,
+            "macs_error": per_mac.apply(macs[k]) / ms - 1, "how": predicted.counts,
+        })  # fmt: skip
     notes["networks"] = rows
+    notes["calibration"] = asdict(predictor.calibration)
+    notes["staircases"] = {" ".join(map(str, k)): asdict(s) for k, s in times.stairs.items()}
     notes["units added by the tested networks"] = len(times.points) - before
     return summarized(rows, len(times.points), f"{runtime} {precision}")
 

@@ -194,7 +194,7 @@ def benchmark(
     Args:
         artifacts: one, several, or name -> artifact.
         threads: computing threads of the runtime.
-        hint: precision hint for all, f32 or bf16.
+        hint: precision hint for all: f32, bf16 or f16.
         batch: images per inference.
         rounds: interleaved rounds, at least 5.
         layers: also the time of each layer, by the runtime's own counters.

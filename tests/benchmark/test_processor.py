@@ -2,7 +2,13 @@
 
 import pytest
 
-from gracile.benchmark.processor import computes_bf16, cpu_flags, cpu_name, sums_saturate
+from gracile.benchmark.processor import (
+    computes_bf16,
+    computes_f16,
+    cpu_flags,
+    cpu_name,
+    sums_saturate,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,13 @@ def test_only_x86_without_vnni_saturates(flags, expected):
 )
 def test_bf16_needs_units_of_its_own(flags, expected):
     assert computes_bf16(flags) is expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx2 f16c", False), ("avx512_fp16", True), ("fp asimd fphp", True)]
+)
+def test_f16_needs_units_of_its_own(flags, expected):
+    assert computes_f16(flags) is expected
 
 
 def test_this_processor_is_the_default():

@@ -164,6 +164,13 @@ def test_integers_of_few_bits_keep_their_ends(tmp_path):
     parity.require(parity.check(args[0], load(artifact), X))
 
 
+def test_f16_is_stated_and_has_its_tolerance(made):
+    model, artifact = made["f32"]
+    loaded = load(artifact, hint="f16")
+    assert parity.require(parity.check(model, loaded, X)).precision == "f16"
+    assert {k.precision for k in loaded.kernels()} >= {"f16"}
+
+
 def test_bf16_is_stated_and_has_its_tolerance(made):
     model, artifact = made["f32"]
     report = parity.require(parity.check(model, load(artifact, hint="bf16"), X))

@@ -1,6 +1,7 @@
 """Parity holds for right artifacts, and a fault in any layer is found and named."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -107,13 +108,22 @@ def test_units_that_the_model_does_not_have_are_a_problem_not_a_crash(made):
     assert any("'stem.pool' is no unit of this model" in p for p in report.problems)
 
 
-def test_bf16_has_its_own_tolerance_and_reason(made):
+@pytest.mark.parametrize(
+    ("hint", "units", "words"),
+    [
+        ("bf16", {"avx512_bf16", "amx_bf16"}, "8 significant bits"),
+        ("f16", {"avx512_fp16", "amx_fp16"}, "11 significant bits"),
+    ],
+)
+def test_16_bits_have_their_own_tolerance_and_reason(made, hint, units, words):
     model, artifact = made["openvino", "f32"]
-    report = parity.check(model, load(artifact, hint="bf16"), X)
-    assert report.precision == "bf16"
-    assert "8 significant bits" in report.reason
-    computes = {"avx512_bf16", "amx_bf16"} & set(cpu_flags().split())
-    assert (report.max_abs > 1e-5) is bool(computes)  # without such units OpenVINO stays in float
+    computes = bool(units & set(cpu_flags().split()))
+    with nullcontext() if computes else pytest.warns(UserWarning, match=f"no units for {hint}"):
+        loaded = load(artifact, hint=hint)
+    report = parity.check(model, loaded, X)
+    assert report.precision == hint
+    assert words in report.reason
+    assert (report.max_abs > 1e-5) is computes  # without such units OpenVINO stays in float
     parity.require(report)
 
 

@@ -111,6 +111,31 @@ def test_memory_changes_nothing(by, monkeypatch):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
 
 
+def test_networks_side_by_side_change_nothing(monkeypatch):
+    model, batches = setting()
+    monkeypatch.setattr("gracile.train.sensitivity.MOST_IMAGES", 2)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append(sensitivity(model, batches, levels=[0.25, 0.75]))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    one, three = found
+    assert (one.base, one.rows) == (three.base, three.rows)
+
+
+def test_an_error_in_one_of_several_networks_is_told(monkeypatch):
+    model, batches = setting()
+    monkeypatch.setattr("gracile.train.sensitivity.MOST_IMAGES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    wrong = [(x, y + 1000) for x, y in batches]
+    with pytest.raises((IndexError, RuntimeError)):
+        sensitivity(model, wrong, levels=[0.5])
+
+
 def test_a_view_that_needs_the_usual_order_of_memory_is_followed():
     model, batches = setting(view=True)
     found = sensitivity(model, batches, levels=[0.5], tensors="inner")

@@ -9,6 +9,7 @@ FULL_RANGE = 8  # bits of a weight at which a sum of two products with uint8 out
 PAIRS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 PAIRS_IN_16_BITS = {"avx2", "avx512bw", "ssse3"}
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # the last is Arm's
+F16_UNITS = {"amx_fp16", "avx512_fp16", "fphp"}
 
 
 def cpu_name() -> str:
@@ -41,6 +42,15 @@ def computes_bf16(flags: str | None = None) -> bool:
         flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
     """
     return bool(set((cpu_flags() if flags is None else flags).split()) & BF16_UNITS)
+
+
+def computes_f16(flags: str | None = None) -> bool:
+    """Whether a processor multiplies float16 numbers itself.
+
+    Args:
+        flags: the processor's features, as in /proc/cpuinfo; None reads this machine's.
+    """
+    return bool(set((cpu_flags() if flags is None else flags).split()) & F16_UNITS)
 
 
 @lru_cache(maxsize=4)

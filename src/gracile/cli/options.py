@@ -60,7 +60,7 @@ Images = Annotated[
 ]
 Hint = Annotated[
     str,
-    typer.Option("--hint", help="Precision hint of the runtime, for both sides: f32 or bf16."),
+    typer.Option("--hint", help="Precision hint of the runtime, for both sides: f32, bf16 or f16."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size of the measurement.")]
 

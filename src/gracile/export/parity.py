@@ -29,13 +29,13 @@ from gracile.graph.instrument import SUFFIX
 from gracile.nn.quantized import ActivationQuantizer
 
 FEW = 3  # elements of a tiny unit that may be ties whatever share that is
-FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 6e-2}
+FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 6e-2, "f16": 1e-2}
 LEVELS = 1  # a unit fed the same integers may round a tie to the other level, no more
 LEVELS_LOW_BITS = 2  # runtimes widen grids of fewer bits to 8 and average on them: rounded twice
 SHARE_TIES = 3e-2  # share of a layer's elements that may be off; beyond it each must be half-way
 HALF_WAY = 0.1  # of a level: biases are rounded to steps of the sum; seen: 0.05 in depthwise layers
 SHARE_TIES_POOL = 0.3  # sums of a few integers, averaged or added, are exact ties far more often
-MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "int8": 0.99}
+MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "f16": 0.9999, "int8": 0.99}
 MIN_COSINE_LOW_BITS = 0.9  # one level of a 4-bit grid is 1/15 of its range
 REASON = {
     "f32": (
@@ -43,6 +43,7 @@ REASON = {
         "room for fused kernels and still shows a single wrong filter"
     ),
     "bf16": "bfloat16 keeps 8 significant bits, so each layer may differ by a few parts in 256",
+    "f16": "float16 keeps 11 significant bits, so each layer may differ by a few parts in 2048",
     "int8": (
         "fed the same integers, a runtime may round a value that lies half-way to the other of two "
         "levels, so a unit may be off by 1 level; over many layers such differences reach the "
@@ -77,7 +78,7 @@ class ParityReport:
     """The comparison of an artifact with its model.
 
     Attributes:
-        precision: which tolerance holds: "f32", "bf16", "int8" or "mixed".
+        precision: which tolerance holds: "f32", "bf16", "f16", "int8" or "mixed".
         max_abs: largest difference of any output.
         max_lsb: largest difference of any quantized unit in levels; None without any.
         cosine: smallest cosine between a sample's outputs in the artifact and in PyTorch.
@@ -270,7 +271,7 @@ def _difference(
         most_allowed = LEVELS if grid.bits >= 8 or unit.layers else LEVELS_LOW_BITS
         bad = most > most_allowed + 0.01 or unexplained.sum() > allowed
         return difference(most, off.sum() / max(1, levels.size), relative, bool(bad))
-    limit = FLOAT_TOLERANCE["bf16" if kind == "bf16" else "f32"] * (top + 1e-6)
+    limit = FLOAT_TOLERANCE.get(kind, FLOAT_TOLERANCE["f32"]) * (top + 1e-6)
     share = float((diff > limit).mean()) if diff.size else 0.0
     return difference(None, share, relative, share > 0)
 
@@ -282,11 +283,11 @@ def _half_way(unrounded: Array, grid: ActivationGrid) -> npt.NDArray[np.bool_]:
 
 
 def _kind(precision: str, hint: str) -> str:
-    return "bf16" if precision == "f32" and hint == "bf16" else precision
+    return hint if precision == "f32" else precision
 
 
 def _tolerance(model: nn.Module, kind: str) -> dict[str, float]:
-    floats = FLOAT_TOLERANCE["bf16" if kind == "bf16" else "f32"]
+    floats = FLOAT_TOLERANCE.get(kind, FLOAT_TOLERANCE["f32"])
     if kind in MIN_COSINE and kind != "int8":
         return {"relative": floats, "cosine": MIN_COSINE[kind]}
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]

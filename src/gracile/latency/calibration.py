@@ -1,4 +1,8 @@
-"""From the sum of units to a network: one line a * sum + b, fitted on a few whole networks."""
+"""From the sum of units to a network: a * sum + b + c * weights, fitted on a few whole networks.
+
+A unit measured by itself finds its weights in the caches. In a network the weights of all others
+come between, so that what a network holds has a price of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +11,8 @@ import numpy as np
 
 SPREAD = 0.10  # relative error assumed while too few networks are known to tell
 ENOUGH = 3  # networks from which on the spread is that of the fit
-SPAN = 1.5  # sums must differ by this factor for b to be told from a
+SPAN = 1.5  # sums, or weights, must differ by this factor for their terms to be told apart
+MILLION = 1e6
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Calibration:
     """The line, and how well it fits.
 
     Attributes:
-        a, b: ms = a * sum + b.
+        a, b, c: ms = a * sum + b + c * millions of weights.
         spread: relative standard deviation of the networks around it.
         networks: how many it was fitted on; 0 is the identity.
     """
@@ -24,38 +29,50 @@ class Calibration:
     b: float = 0.0
     spread: float = SPREAD
     networks: int = 0
+    c: float = 0.0
 
-    def apply(self, total_ms: float) -> float:
-        """The latency of a network whose units sum up to `total_ms`."""
-        return self.a * total_ms + self.b
+    def apply(self, total_ms: float, weights: int = 0) -> float:
+        """The latency of a network whose units sum up to `total_ms` and hold so many weights."""
+        return self.a * total_ms + self.b + self.c * weights / MILLION
 
 
-def calibrate(pairs: Sequence[tuple[float, float]]) -> Calibration:
-    """Fit the line on (sum of units, measured), ms, by relative least squares with b >= 0.
+def calibrate(
+    pairs: Sequence[tuple[float, float]], weights: Sequence[int] | None = None
+) -> Calibration:
+    """Fit on (sum of units, measured), ms, by relative least squares; no term is negative.
 
-    With one network, or sums that hardly differ, only the factor is fitted.
+    With few networks, or ones that hardly differ, only the factor is fitted.
+
+    Args:
+        pairs: one a network.
+        weights: what each holds; None leaves them out.
 
     >>> calibrate([(1.0, 2.1), (2.0, 4.1), (4.0, 8.1)]).b
     0.1
     """
-    known = [(s, m) for s, m in pairs if s > 0 and m > 0]
+    from scipy.optimize import nnls
+
+    counts = weights or [0] * len(pairs)
+    known = [(s, m, w) for (s, m), w in zip(pairs, counts, strict=True) if s > 0 and m > 0]
     if not known:
         return Calibration()
-    sums, measured = np.array(known).T
-    a, b = _factor(sums, measured), 0.0
-    if len(known) > 1 and sums.max() > SPAN * sums.min():
-        rows = np.stack([sums / measured, 1 / measured], axis=1)
-        slope, rest = np.linalg.lstsq(rows, np.ones(len(known)), rcond=None)[0]
-        if rest > 0 and slope > 0:
-            a, b = float(slope), float(rest)
-    errors = (a * sums + b) / measured - 1
-    free = len(known) - (2 if b else 1)
+    sums, measured, held = np.array(known).T
+    terms = [sums, np.ones_like(sums), held / MILLION]
+    told = [True, len(known) > 1 and _differ(sums), len(known) > ENOUGH and _differ(held)]
+    rows = np.stack([t / measured for t, on in zip(terms, told, strict=True) if on], axis=1)
+    found = np.zeros(3)
+    found[np.array(told)] = nnls(rows, np.ones(len(known)))[0]
+    if found[0] <= 0:  # the sum must count
+        share = sums / measured
+        found = np.array([share.sum() / (share**2).sum(), 0.0, 0.0])
+    errors = sum(f * t for f, t in zip(found, terms, strict=True)) / measured - 1
+    free = len(known) - int((found > 0).sum())
     spread = SPREAD
     if len(known) >= ENOUGH and free > 0:
         spread = float(np.sqrt((errors**2).sum() / free))
-    return Calibration(round(a, 9), round(b, 9), spread, len(known))
+    a, b, c = (round(float(f), 9) for f in found)
+    return Calibration(a, b, spread, len(known), c)
 
 
-def _factor(sums: np.ndarray, measured: np.ndarray) -> float:
-    share = sums / measured
-    return float(share.sum() / (share**2).sum())
+def _differ(values: np.ndarray) -> bool:
+    return bool(values.max() > SPAN * max(values.min(), 1e-9))

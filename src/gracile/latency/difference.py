@@ -19,7 +19,7 @@ Step = Callable[[], Any]
 ROUNDS = 14
 ROUND_MS = 1.5  # of one network in one round
 LOW = 0.05  # the quantile over rounds
-TOGETHER = 12  # units whose rounds are interleaved
+TOGETHER = 150  # units whose rounds are interleaved, so that they span a while
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,28 @@ def in_batches(
     rounds: int = ROUNDS,
     refused: dict[Any, str] | None = None,
     told: Callable[[int, int], None] = lambda done, of: None,
+    size: Callable[[Any], float] = lambda unit: 0.0,
 ) -> Mapping[Any, Point]:
-    """Measure many units, a few at a time.
+    """Measure many units, as many at a time as memory holds.
 
     Args:
         units: what to measure.
         build: makes the networks of one; raises UserError where it cannot.
         refused: takes those that cannot be built, and why.
         told: called with how many are done, and of how many.
+        size: of the networks of one, as a share of the memory.
     """
     found: dict[Any, Point] = {}
-    for k in range(0, len(units), TOGETHER):
+    done = 0
+    while done < len(units):
+        batch = [units[done]]
+        while done + len(batch) < len(units) and len(batch) < TOGETHER:
+            batch.append(units[done + len(batch)])
+            if sum(map(size, batch)) > 1:
+                batch.pop()
+                break
         pairs = {}
-        for unit in units[k : k + TOGETHER]:
+        for unit in batch:
             try:
                 pairs[unit] = build(unit)
             except UserError as e:
@@ -146,5 +155,6 @@ def in_batches(
                     raise
                 refused[unit] = str(e)
         found |= zip(pairs, differences(list(pairs.values()), rounds=rounds), strict=True)
-        told(min(k + TOGETHER, len(units)), len(units))
+        done += len(batch)
+        told(done, len(units))
     return found

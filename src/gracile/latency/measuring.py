@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import log
 from time import time
+from typing import Any
+
+import numpy as np
 
 from gracile.benchmark.runtimes.base import Loaded
-from gracile.latency.difference import differences, in_batches, low, quickest
+from gracile.latency.difference import Pair, differences, in_batches, low, quickest
 from gracile.latency.lowering import builder
 from gracile.latency.predict import Predictor
 from gracile.latency.staircase import detect
@@ -14,9 +18,13 @@ from gracile.latency.unit import Unit
 
 # Around the ends of blocks of 8, and inside of them: two blocks of 16, four of 8.
 SWEEP = (33, 36, 39, 40, 41, 44, 47, 48, 49, 52, 55, 56, 57, 60, 63, 64)
-SWEEP_ROUNDS = 10
+SWEEP_ROUNDS = 40
+SWEPT_MS = 0.3  # about what a swept unit should take: well above the clock, within the caches
+PROBED, PROBE_ROUNDS = 12, 3  # units of a kind from which the one to be swept is chosen
 OTHER = 32  # the width that stands still while the other is swept
-NETWORK_ROUNDS = 40
+NETWORK_ROUNDS = 100
+NOTHING = 1e-4  # ms
+MOST_WEIGHTS = 40e6  # of the units that are measured side by side
 # Kinds whose program holds whole blocks already, and kinds in which a block cannot be seen.
 UNSWEPT = ("nchwc.", "elementwise", "mean", "reorder", "Add", "Relu", "QLinearAdd", "Quantize",
            "Dequantize", "MaxPool", "AveragePool", "Global", "QLinearGlobal", "Clip", "linear",
@@ -65,6 +73,7 @@ def measure(
         builder(times.setting),
         refused=refused,
         told=lambda done, of: told(f"{done} of {of} units"),
+        size=lambda unit: unit.weights / MOST_WEIGHTS,
     )
     times.points.update(found)
     return Done(len(times.points) - before, stairs, refused)
@@ -75,42 +84,61 @@ def measure_network(
 ) -> float:
     """Time a whole network for the calibration, and keep it beside the sum of its units; ms."""
     ms = undisturbed_ms(loaded, batch=times.setting.batch)
+    remember(times, name, ms, units)
+    return ms
+
+
+def remember(times: Times, name: str, ms: float, units: Sequence[tuple[str, Unit]]) -> None:
+    """Keep a network's time for the calibration, beside the sum of its units as it is now."""
     total = Predictor(times).network(units).sum_ms
     if total > 0:
-        times.networks[name] = Network(total, ms, time())
-    return ms
+        weights = sum(u.weights for _, u in units)
+        times.networks[name] = Network(total, ms, time(), weights)
 
 
 def undisturbed_ms(loaded: Loaded, *, batch: int = 1, rounds: int = NETWORK_ROUNDS) -> float:
     """A whole network by the same clock and quantile as units are measured."""
-    return low(quickest([loaded.step(batch)], rounds=rounds, threads=loaded.threads)[0])
+    return low(side_by_side([loaded], batch=batch, rounds=rounds)[0])
+
+
+def side_by_side(
+    loaded: Sequence[Loaded], *, batch: int = 1, rounds: int = NETWORK_ROUNDS
+) -> list[np.ndarray[Any, Any]]:
+    """The fastest inference of each round, ms, for each network; rounds go over all of them."""
+    threads = max(one.threads for one in loaded)
+    return quickest([one.step(batch) for one in loaded], rounds=rounds, threads=threads)
 
 
 def _sweep_missing(times: Times, units: Iterable[tuple[str, Unit]], told: Told) -> int:
     found = 0
     build = builder(times.setting)
-    for unit in _largest(u for _, u in units):
-        for axis in range(len(unit.widths)):
-            key = (unit.kind, unit.precision, axis)
-            if key in times.stairs:
-                continue
-            told(f"staircase of {unit.kind} {unit.precision}, width {axis + 1}")
+    kinds: dict[tuple[str, str], dict[tuple[str, str], Unit]] = {}
+    for _, u in units:
+        if u.widths and not u.kind.startswith(UNSWEPT):
+            kinds.setdefault((u.kind, u.precision), {})[u.family] = u
+    for (kind, precision), families in kinds.items():
+        axes = range(len(next(iter(families.values())).widths))
+        missing = [a for a in axes if (kind, precision, a) not in times.stairs]
+        if not missing:
+            continue
+        told(f"staircase of {kind} {precision}")
+        unit = _fit_to_sweep(list(families.values()), build)
+        for axis in missing:
             swept = [unit.at(_with(len(unit.widths), axis, w)) for w in SWEEP]
             points = differences([build(u) for u in swept], rounds=SWEEP_ROUNDS)
-            times.stairs[key] = detect({w: p.ms for w, p in zip(SWEEP, points, strict=True)})
+            found_here = detect({w: p.ms for w, p in zip(SWEEP, points, strict=True)})
+            times.stairs[kind, precision, axis] = found_here
             found += 1
     return found
 
 
-def _largest(units: Iterable[Unit]) -> list[Unit]:
-    """For each kind and precision that is swept, the unit with most channels."""
-    best: dict[tuple[str, str], Unit] = {}
-    for u in units:
-        if u.widths and not u.kind.startswith(UNSWEPT):
-            key = (u.kind, u.precision)
-            if key not in best or sum(u.widths) > sum(best[key].widths):
-                best[key] = u
-    return list(best.values())
+def _fit_to_sweep(units: Sequence[Unit], build: Callable[[Unit], Pair]) -> Unit:
+    """The unit whose time is nearest to what can be told apart."""
+    some = units[:: -(-len(units) // PROBED)]
+    pairs = [build(u.at((OTHER,) * len(u.widths))) for u in some]
+    points = differences(pairs, rounds=PROBE_ROUNDS)
+    off = [abs(log(max(p.ms, NOTHING) / SWEPT_MS)) for p in points]
+    return some[off.index(min(off))]
 
 
 def _with(n: int, axis: int, width: int) -> tuple[int, ...]:

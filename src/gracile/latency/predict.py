@@ -22,6 +22,7 @@ How = Literal["measured", "interpolated", "scaled", "unknown"]
 INTERPOLATION = 0.05  # relative standard deviation of what lies between measured widths
 SCALING = 0.5  # of what is scaled from another width of its family
 NOISE_FLOOR = 1e-4  # ms; no point is believed more than this
+FEW = 4  # channels
 Z95 = 1.96
 Widths = tuple[int, ...]
 
@@ -110,8 +111,9 @@ class Predictor:
     def __init__(self, times: Times):
         self.times = times
         self._fitted = {f: _fitted(p, _stairs(times, f)) for f, p in times.families().items()}
-        pairs = [(n.sum_ms, n.ms) for n in times.networks.values()]
-        self.calibration = calibrate(pairs)
+        known = list(times.networks.values())
+        pairs = [(n.sum_ms, n.ms) for n in known]
+        self.calibration = calibrate(pairs, [n.weights for n in known])
 
     def missing(self, units: Iterable[Unit], *, exact: bool = False) -> list[Unit]:
         """What to measure so that these units are measured or interpolated; each once.
@@ -147,7 +149,7 @@ class Predictor:
         total = sum(e.ms for _, _, e in rows)
         times = Counter(u for _, u in units)  # the same unit twice is off by the same twice
         sigma = hypot(0.0, *(times[u] * e.sigma_ms for u, e in found.items()))
-        ms = self.calibration.apply(total)
+        ms = self.calibration.apply(total, sum(u.weights for _, u in units))
         off = Z95 * hypot(self.calibration.a * sigma, self.calibration.spread * ms)
         return Prediction(ms, (max(0.0, ms - off), ms + off), total, self.calibration, rows)
 
@@ -165,9 +167,10 @@ class Predictor:
         return [unit.at(corner) for corner in product(*sides)]
 
     def _stairs(self, unit: Unit) -> list[Stair]:
-        """Of each width; one of less than a block (an image's 3 channels) stands for itself."""
+        """Of each width; few channels (an image's 3) stand for themselves."""
         found = _stairs(self.times, unit.family)
-        return [s if w >= s.period else Stair() for s, w in zip(found, unit.widths, strict=False)]
+        pairs = zip(found, unit.widths, strict=False)
+        return [s if w >= s.period or (s.tail and w > FEW) else Stair() for s, w in pairs]
 
 
 def precision_of(family: tuple[str, str]) -> str:

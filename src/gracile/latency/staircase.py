@@ -7,11 +7,15 @@ fill their last block and widths that do not are two staircases.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
+
+import numpy as np
 
 PERIODS = (1, 2, 4, 8, 16, 32, 64)
-BETTER = 1.5  # the largest period whose error is within this factor of the best is taken
-TAIL = 1.5  # a separate staircase must pay by this factor
+SIMPLER = 1.25  # the simplest whose error is within this factor of the best is taken
+KEPT = 0.9  # of the widths; those that fit worst were disturbed
+LEAST = 8  # widths without which no curve can be told from another
+FITS = 3
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # of blocks that are measured; then each doubled
 
 
@@ -36,11 +40,13 @@ class Stair:
 
         >>> [Stair(8).canonical(w) for w in (1, 8, 9)]
         [8, 8, 16]
+        Of widths that leave a block partly empty, one just above half of it, as what is more than
+        half of a vector often costs a little more than what is less.
+
         >>> [Stair(8, tail=True).canonical(w) for w in (1, 7, 8, 9)]
-        [7, 7, 8, 15]
+        [5, 5, 8, 13]
         """
-        blocks = -(-width // self.period)
-        return blocks * self.period - (0 if self.full(width) else 1)
+        return self._of(-(-width // self.period), self.full(width))
 
     def around(self, width: int) -> tuple[int, int]:
         """The nearest widths that are measured, at most and at least this one.
@@ -48,12 +54,15 @@ class Stair:
         >>> Stair(8).around(40), Stair(8).around(33), Stair(8).around(32)
         ((32, 48), (32, 48), (32, 32))
         """
-        missing = 0 if self.full(width) else 1
-        blocks = -(-width // self.period)
+        full, blocks = self.full(width), -(-width // self.period)
         ladder = _ladder(blocks)
         k = bisect_left(ladder, blocks)
         low = ladder[k] if ladder[k] == blocks else ladder[k - 1]
-        return low * self.period - missing, ladder[k] * self.period - missing
+        return self._of(low, full), self._of(ladder[k], full)
+
+    def _of(self, blocks: int, full: bool) -> int:
+        missing = 0 if full else (self.period - 1) // 2
+        return blocks * self.period - missing
 
 
 def _ladder(blocks: int) -> list[int]:
@@ -66,9 +75,9 @@ def _ladder(blocks: int) -> list[int]:
 def detect(times: Mapping[int, float]) -> Stair:
     """The staircase in the times of a range of widths.
 
-    Every candidate predicts each time from the others: the median of the widths it calls equal, or,
-    if there are none, the straight line between its neighbours of the same kind (full or not). The
-    mean error without the worst tenth decides, so that single disturbed times do not.
+    Every candidate is a curve (a parabola) over what it says the time follows: the width, the
+    blocks, or the blocks with a price for one that is not full. They are compared by their mean
+    error, without the worst tenth and for the numbers that were free.
 
     Args:
         times: width -> ms; widths of at least two blocks of the periods to find, several in each.
@@ -76,54 +85,36 @@ def detect(times: Mapping[int, float]) -> Stair:
     >>> detect({w: float(-(-w // 8)) for w in range(1, 65)})
     Stair(period=8, tail=False)
     """
-    widths = sorted(times)
-    if len(widths) < 4:
+    widths = np.array(sorted(times))
+    if len(widths) < LEAST:
         return Stair()
+    ms = np.array([times[w] for w in widths.tolist()])
     errors = {}
-    for period in PERIODS:
-        for tail in (False, True):
-            if 2 * period <= widths[-1] - widths[0] + 1 and not (tail and period < 4):
-                errors[Stair(period, tail)] = _error(Stair(period, tail), widths, times)
-    if not errors:
-        return Stair()
-    scale = median(times[w] for w in widths)
-    best = min(errors.values())
-    allowed = max(best * BETTER, 1e-3 * scale)
-    one = [s for s, e in errors.items() if not s.tail and e <= allowed]
-    plain = max(one, key=lambda s: s.period, default=None)
-    two = [s for s, e in errors.items() if s.tail and e <= allowed]
-    split = max(two, key=lambda s: s.period, default=None)
-    if plain is None:
-        return split or Stair()
-    if split is not None and errors[split] * TAIL < errors[plain] and split.period > plain.period:
-        return split
-    return plain
+    for stair in _candidates():
+        if 2 * stair.period <= widths[-1] - widths[0] + 1:
+            errors[stair] = _error(stair, widths, ms)
+    allowed = max(min(errors.values()) * SIMPLER, 1e-3 * float(np.median(ms)))
+    return next(s for s, e in errors.items() if e <= allowed)
 
 
-def _error(stair: Stair, widths: list[int], times: Mapping[int, float]) -> float:
-    groups: dict[int, list[float]] = {}
-    for w in widths:
-        groups.setdefault(stair.canonical(w), []).append(times[w])
-    level = {w: median(found) for w, found in groups.items()}
-    errors = []
-    for w in widths:
-        others = list(groups[stair.canonical(w)])
-        others.remove(times[w])
-        guess = median(others) if others else _between(stair, stair.canonical(w), level)
-        errors.append(abs(times[w] - guess))
-    kept = sorted(errors)[: max(1, round(0.9 * len(errors)))]
-    return sum(kept) / len(kept)
+def _candidates() -> list[Stair]:
+    """The simplest first; of staircases the one with the largest blocks, which asks for least."""
+    stepped = [Stair(p) for p in reversed(PERIODS) if p > 1]
+    return [Stair(), *stepped, *(Stair(s.period, tail=True) for s in stepped if s.period >= 4)]
 
 
-def _between(stair: Stair, mine: int, level: Mapping[int, float]) -> float:
-    """What a width's neighbours of the same kind say about it; beyond the last, the last two."""
-    same = [w for w in level if w != mine and stair.full(w) == stair.full(mine)]
-    below = max((w for w in same if w < mine), default=None)
-    above = min((w for w in same if w > mine), default=None)
-    if below is None or above is None:
-        edge = sorted(same, key=lambda w: abs(w - mine))[:2]
-        if len(edge) < 2:
-            return level[edge[0]] if edge else 0.0
-        below, above = edge
-    share = (mine - below) / (above - below)
-    return level[below] + share * (level[above] - level[below])
+def _error(stair: Stair, widths: np.ndarray[Any, Any], ms: np.ndarray[Any, Any]) -> float:
+    """Mean absolute error of the curve through the times that fit it best, ms."""
+    blocks = -(-widths // stair.period).astype(float)
+    full = np.array([stair.full(w) for w in widths.tolist()])
+    columns = [np.ones_like(blocks), blocks, blocks**2]
+    if not full.all():
+        columns += [full.astype(float), full * blocks]
+    x = np.stack(columns, axis=1)
+    kept = np.full(len(widths), True)
+    for _ in range(FITS):
+        weights = np.linalg.lstsq(x[kept], ms[kept], rcond=None)[0]
+        off = np.abs(x @ weights - ms)
+        kept = off <= np.sort(off)[round(KEPT * len(off)) - 1]
+    free = kept.sum() - len(columns)
+    return float(off[kept].sum() / max(1, free))

@@ -26,11 +26,13 @@ class Network:
         sum_ms: of its units, when it was measured.
         ms: measured end to end.
         time: seconds since 1970.
+        weights: numbers its units hold.
     """
 
     sum_ms: float
     ms: float
     time: float
+    weights: int = 0
 
 
 @dataclass
@@ -184,8 +186,9 @@ class Table:
             key = (str(line["kind"]), str(line["precision"]), int(line["axis"]))
             times.stairs[key] = Stair(line["period"], bool(line["tail"]))
         elif what == "network":
-            found = Network(*(_number(line[k]) for k in ("sum_ms", "ms", "time")))
-            times.networks[str(line["name"])] = found
+            total, whole, when = (_number(line[k]) for k in ("sum_ms", "ms", "time"))
+            weights = int(_number(line.get("weights", 0)))
+            times.networks[str(line["name"])] = Network(total, whole, when, weights)
         else:
             raise ValueError(f"what: {what}")
 

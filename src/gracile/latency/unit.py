@@ -86,6 +86,15 @@ class Unit:
         """The arithmetic it computes in."""
         return str(self.detail.get("precision", "f32"))
 
+    @property
+    def weights(self) -> int:
+        """Numbers it holds and reads each time: weights, biases, constants."""
+        inputs = [i for i in self.detail.get("inputs", ()) if i.get("constant")]
+        if inputs:
+            return sum(prod(self.dims(i["shape"])) for i in inputs if "shape" in i)
+        held = self.kind in ("conv", "depthwise", "linear")
+        return prod(self.widths) * prod(self.detail.get("kernel", ())) if held else 0
+
     def at(self, widths: tuple[int, ...]) -> "Unit":
         """The same unit with other widths."""
         return Unit(self.kind, widths, self.facts)

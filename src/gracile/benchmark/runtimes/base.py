@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a device that only measures has no torch
 
 Array = np.ndarray[Any, Any]
 Inputs: TypeAlias = "Array | Tensor | Sequence[Array | Tensor]"
-HINTS = ("f32", "bf16")
+HINTS = ("f32", "bf16", "f16")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Kernel:
     Attributes:
         unit: id of the unit it works for; "" if it cannot be told.
         type: the runtime's name for it (`QLinearConv`, `Convolution jit_avx512_I8`).
-        precision: "int8", "f32" or "bf16": the arithmetic it computes in.
+        precision: "int8", "f32", "bf16" or "f16": the arithmetic it computes in.
     """
 
     unit: str
@@ -83,7 +83,7 @@ class Loaded(ABC):
     Args:
         artifact: what to load.
         threads: computing threads; all of the runtime's pools.
-        hint: "f32" or "bf16": what float layers may compute in. Always set, never the default.
+        hint: "f32", "bf16" or "f16": what float layers may compute in. Always set.
         batch: batch size that `time` uses; 1 if None.
         device: "CPU", or what the runtime calls another one.
 

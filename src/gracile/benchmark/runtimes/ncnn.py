@@ -23,7 +23,8 @@ TO_INTEGERS = "Quantize"
 class Ncnn(Loaded):
     """ncnn. It knows no batch: samples run one after the other.
 
-    Floats are stored and computed in 32 bits; with the hint "bf16" they are stored in 16.
+    Floats are stored and computed in 32 bits; with the hints "bf16" and "f16"
+    they are stored in 16 where ncnn has such layers for the processor (float16: on Arm).
     """
 
     name = "ncnn"
@@ -89,9 +90,9 @@ class Ncnn(Loaded):
                 integer.update(dict.fromkeys(x.outputs, reads))
             if x.type in NO_STEP:
                 continue
-            low = self.hint == "bf16" and loaded.support_bf16_storage
+            kept = {"bf16": loaded.support_bf16_storage, "f16": loaded.support_fp16_storage}
             whole = x.in_integers or x.type == TO_INTEGERS
-            label = "int8" if whole else "bf16" if low else "f32"
+            label = "int8" if whole else self.hint if kept.get(self.hint) else "f32"
             out.append(Kernel(unit_in(x.name, ids), str(loaded.type), label))
         return out
 
@@ -164,7 +165,7 @@ class Ncnn(Loaded):
         options.num_threads = self.threads
         options.use_vulkan_compute = False
         for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
-            setattr(options, name, False)
+            setattr(options, name, self.hint == "f16")
         options.use_bf16_storage = options.use_bf16_packed = self.hint == "bf16"
         weights = self.artifact.path.with_suffix(".bin")
         with _said() as words:

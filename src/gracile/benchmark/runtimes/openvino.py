@@ -1,5 +1,6 @@
 """OpenVINO: runs IR (`.xml` with `.bin`); threads, streams and float precision always stated."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gracile.benchmark.artifact import Artifact, unit_in
+from gracile.benchmark.processor import computes_bf16, computes_f16
 from gracile.benchmark.runtimes.base import (
     Array,
     CountedLayer,
@@ -48,6 +50,12 @@ class OpenVino(Loaded):
         if device.split(".")[0] not in {d.split(".")[0] for d in core.available_devices}:
             known = ", ".join(core.available_devices)
             raise UserError(f"OpenVINO here has no device '{device}'; it has {known}.")
+        missing = {"bf16": not computes_bf16(), "f16": not computes_f16()}.get(hint, False)
+        if device == "CPU" and missing:
+            warnings.warn(
+                f"this processor has no units for {hint}: OpenVINO computes in f32 all the same.",
+                stacklevel=2,
+            )
         self._model = self._read()
         self._compiled: OrderedDict[Any, Any] = OrderedDict()
 

@@ -250,7 +250,8 @@ class PyTorch(Loaded):
     def _pinned(self) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
-        low = torch.autocast(self._device.type, torch.bfloat16, enabled=self.hint == "bf16")
+        dtype = torch.float16 if self.hint == "f16" else torch.bfloat16
+        low = torch.autocast(self._device.type, dtype, enabled=self.hint != "f32")
         kernels = nullcontext() if self._lowered is None else engine(str(self._form))
         try:
             with torch.inference_mode(), low, kernels:
