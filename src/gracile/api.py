@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gracile import registry
+from gracile.analyze.comparison import compare_models
 from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import load as load_artifact
 from gracile.benchmark.side_by_side import side_by_side
@@ -57,6 +58,7 @@ __all__ = [
     "benchmark",
     "capture",
     "channel_groups",
+    "compare_models",
     "compress",
     "export",
     "finish",

@@ -49,3 +49,18 @@ def test_what_is_refused(call):
     code, _, err = call("summary", NET, "--kind", "graph")
     assert code == 2
     assert "--kind graph draws graph.svg: name a folder with --out." in err
+
+
+def test_two_networks_side_by_side(call, as_json, tmp_path):
+    other = NET.replace("5", "7")
+    found = as_json("summary", NET, "--against", other, "--out", tmp_path)
+    changed = [o["operator"] for o in found["operators"] if o["status"] == "changed"]
+    assert changed == ["head"]
+    assert found["other"]["params"] - found["one"]["params"] == 2 * 9
+    assert "head,linear,changed,5,7" in (tmp_path / "comparison.csv").read_text()
+    code, out, _ = call("summary", NET, "--against", other)
+    assert code == 0
+    assert "1 of" in out
+    code, _, err = call("summary", NET, "--against", other, "--kind", "model")
+    assert code == 2
+    assert "leave --kind out" in err

@@ -9,11 +9,15 @@ from gracile.cli import options as o
 from gracile.cli.output import log, out, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
+    from gracile.analyze.comparison import ComparedOperator, Side
     from gracile.analyze.cost import CostRow, Totals
     from gracile.analyze.inventory import Listing
     from gracile.graph.graph import Graph
+    from gracile.models.spec import ModelSpec
 
 LISTS = ("modules", "attributes", "connectivity", "percentiles")
 PICTURES = ("graph", "graph-params")
@@ -36,6 +40,14 @@ def register(app: typer.Typer) -> None:
                 help=f"{', '.join(KINDS)}; pictures need --out. Repeatable.",
             ),
         ] = None,
+        against: Annotated[
+            str | None,
+            typer.Option(
+                "--against",
+                metavar="MODEL|RUN",
+                help="Put another model, or a run's compressed one, beside it.",
+            ),
+        ] = None,
         folder: Annotated[
             Path | None,
             typer.Option("--out", metavar="DIR", help="Write each as a CSV (graph: SVG) here."),
@@ -48,6 +60,9 @@ def register(app: typer.Typer) -> None:
         of each weight by element, kernel, filter and channel. modules: the leaf modules.
         attributes: their settings. connectivity: what each operator reads. percentiles: of absolute
         weights. model: as PyTorch prints it. graph, graph-params: a picture, with shapes or sizes.
+
+        --against names a second network: shapes, cost and zeros of each operator in both, and how
+        far apart their outputs are for one input of random numbers.
         """
         import json as jsonlib
 
@@ -66,9 +81,14 @@ def register(app: typer.Typer) -> None:
         if picture is not None and folder is None:
             raise UserError(f"--kind {picture} draws {picture}.svg: name a folder with --out.")
         size = o.sizes(shape)
-        net = resolve(model).model.eval()
+        spec = resolve(model)
+        net = spec.model.eval()
         if weights is not None:
             load_weights(net, weights)
+        if against is not None:
+            if kind:
+                raise UserError("--against compares costs and zeros; leave --kind out.")
+            return _compare(model, spec, against, size, folder, json)
         graph = capture(net, torch.zeros(2, *size))
         rows, total = cost(net, graph), totals(net, graph)
         if folder is not None:
@@ -105,6 +125,69 @@ def register(app: typer.Typer) -> None:
             elif k == "model":
                 write_text(repr(net))
         return 0
+
+
+def _compare(
+    model: str,
+    spec: "ModelSpec",
+    against: str,
+    size: tuple[int, ...],
+    folder: Path | None,
+    json: bool,
+) -> int:
+    import json as jsonlib
+
+    import torch
+
+    from gracile.analyze.comparison import compare_models
+    from gracile.core.plan import Plan
+    from gracile.core.state import write_atomic
+    from gracile.models.spec import resolve
+    from gracile.train.checkpoint import load_model
+    from gracile.units import human_bytes, human_count
+
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    if Path(against).is_dir():
+        same = Plan.load(Path(against) / "plan.json").architecture.name == spec.architecture.name
+        factory = (lambda: resolve(model)) if same else None
+        other = load_model(against, x, factory=factory).model
+    else:
+        other = resolve(against).model
+    found = compare_models(spec.model, other, x)
+    if folder is not None:
+        write_atomic(folder / "comparison.csv", found.to_csv().encode())
+        log.print(f"wrote {folder / 'comparison.csv'}", soft_wrap=True)
+    if json:
+        answer = {"format": 1, "status": "ok", "exit": 0, "model": model, "against": against}
+        print(jsonlib.dumps({**answer, **found.to_dict()}))
+        return 0
+
+    def pair(o: "ComparedOperator", text: "Callable[[Side], str]") -> str:
+        one, other = (text(s) if s is not None else "-" for s in (o.one, o.other))
+        return one if one == other else f"{one} -> {other}"
+
+    def zeros(s: "Side") -> str:
+        return "" if s.zeros is None else f"{100 * s.zeros:.1f}"
+
+    cells = [
+        (
+            o.id, o.op, o.status, pair(o, lambda s: "x".join(map(str, s.shape or ()))),
+            pair(o, lambda s: f"{s.macs:,}" if s.macs else ""),
+            pair(o, lambda s: f"{s.params:,}" if s.params else ""), pair(o, zeros),
+            "" if o.distance is None else f"{o.distance:.3g}",
+        )
+        for o in found.operators
+    ]  # fmt: skip
+    heads = ("operator", "kind", "", "output", "MACs", "parameters", "0s %", "distance")
+    out.print(_table(heads, cells, numbers=4))
+    a, b = found.one, found.other
+    changed = len(found.of_status("changed", "gone", "new"))
+    write_text(
+        f"{model} -> {against}: {human_count(a.macs)} -> {human_count(b.macs)} MACs, "
+        f"{human_count(a.params)} -> {human_count(b.params)} parameters, {human_bytes(a.bytes)} -> "
+        f"{human_bytes(b.bytes)}; {changed} of {len(found.operators)} operators changed"
+    )
+    return 0
 
 
 def _compute(model: str, graph: "Graph", rows: "list[CostRow]", total: "Totals") -> None:
