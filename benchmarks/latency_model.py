@@ -2,7 +2,7 @@
 
 Random trims of four networks, every channel group at a width drawn from all integers between a
 quarter and all of it, at three resolutions, on one thread. The table of units is filled with the
-few widths that serve all of them, and eight other trims calibrate the sum. All networks are timed
+few widths that serve all of them, and twelve other trims calibrate the sum. All networks are timed
 side by side, in rounds over all of them. Errors are relative to the measured latency: the median,
 and the share of networks within 10 %. "Noise" is the median difference of what the first half of
 the rounds says of a network and what the second half does. Beside it: the plain sum of the same
@@ -48,7 +48,7 @@ SIDES = {
     "mobilenet_v2": (96, 128, 160),
     "vgg16_bn_cifar": (32, 64, 96),
 }
-TESTED, FITTED, FIRST_FITTED = 30, 8, 1000
+TESTED, FITTED, FIRST_FITTED = 30, 12, 1000
 LEAST = 0.25  # of a group's width
 WITHIN = 0.10
 METRICS = {

@@ -20,6 +20,7 @@ def full_table():
     table = filled(lambda i, o: i * o / 1000, (8, 16))
     times = table.of(HERE)
     times.stairs["conv", "f32", 1] = Stair(8, tail=True)
+    times.networks["n"] = Network(1.0, 1.5, 0.0, weights=7)
     table.at(ELSEWHERE).points[conv(8, 8)] = point(9.0)
     return table
 

@@ -127,6 +127,36 @@ def busy(n):
     return lambda: sum(range(n))
 
 
+def test_large_units_are_measured_fewer_at_a_time():
+    built, together = [], []
+
+    def build(unit):
+        built.append(unit)
+        return Pair(lambda: together.append(len(built)), lambda: None)
+
+    done = []
+    sizes = {"a": 0.4, "b": 0.4, "c": 0.4, "d": 5.0, "e": 0.1}
+    found = in_batches(
+        list(sizes), build, rounds=1, told=lambda n, of: done.append(n), size=sizes.__getitem__
+    )
+    assert list(found) == list(sizes)
+    assert done == [2, 3, 4, 5]  # a unit of any size has its turn
+    assert together[0] == 2  # both were there before the first was timed
+
+
+def test_weights_of_units():
+    assert Unit.of("conv", (4, 8), {"kernel": [3, 3]}).weights == 4 * 8 * 9
+    assert Unit.of("depthwise", (8,), {"kernel": [3, 3]}).weights == 8 * 9
+    assert Unit.of("linear", (4, 8), {}).weights == 32
+    assert Unit.of("elementwise", (8,), {}).weights == 0
+    inputs = [
+        {"shape": [1, "i"]},
+        {"constant": True, "shape": ["o", "i"]},
+        {"constant": True, "values": [1]},
+    ]
+    assert Unit.of("Gemm", (4, 8), {"inputs": inputs}).weights == 32
+
+
 def test_a_difference_is_that_of_the_two_networks():
     one, four = (Pair(busy(k * 20_000), busy(20_000), copies=k - 1) for k in (2, 5))
     a, b = differences([one, four], rounds=8)

@@ -125,6 +125,26 @@ def test_calibration_never_takes_away_a_constant_and_needs_room_for_one():
     assert calibrate([]) == Calibration()
 
 
+@given(a=st.floats(0.5, 2.0), c=st.floats(0.05, 1.0))
+def test_calibration_finds_the_price_of_weights(a, c):
+    sums, weights = (1.0, 2.0, 4.0, 1.5, 3.0), (100_000, 4_000_000, 900_000, 9_000_000, 10_000)
+    pairs = [(s, a * s + c * w / 1e6) for s, w in zip(sums, weights, strict=True)]
+    found = calibrate(pairs, weights)
+    assert (found.a, found.c, found.b) == (
+        pytest.approx(a, rel=1e-4),
+        pytest.approx(c, rel=1e-3),
+        0,
+    )
+    assert found.apply(2.0, 3_000_000) == pytest.approx(2 * a + 3 * c, rel=1e-4)
+
+
+def test_few_networks_or_equal_ones_have_no_price_of_weights():
+    pairs = [(1.0, 2.1), (2.0, 4.1), (4.0, 8.1)]
+    assert calibrate(pairs, [1, 10**6, 10**7]) == calibrate(pairs)
+    four = [*pairs, (8.0, 16.1)]
+    assert calibrate(four, [10**6] * 4) == calibrate(four)
+
+
 def test_spread_by_hand():
     found = calibrate([(1.0, 0.9), (1.0, 1.1), (1.0, 1.0)])
     shares = [1 / 0.9, 1 / 1.1, 1.0]

@@ -1,7 +1,8 @@
-"""From the sum of units to a network: a * sum + b + c * weights, fitted on a few whole networks.
+"""From the sum of units to a network: a * sum + c * weights, fitted on a few whole networks.
 
 A unit measured by itself finds its weights in the caches. In a network the weights of all others
-come between, so that what a network holds has a price of its own.
+come between, so that what a network holds has a price of its own. Where weights cannot be told
+apart the second term is a constant: a * sum + b.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def calibrate(
 ) -> Calibration:
     """Fit on (sum of units, measured), ms, by relative least squares; no term is negative.
 
-    With few networks, or ones that hardly differ, only the factor is fitted.
+    Weights are priced from four networks on, if these differ in them. With one network, or sums
+    that hardly differ, only the factor is fitted.
 
     Args:
         pairs: one a network.
@@ -58,7 +60,8 @@ def calibrate(
         return Calibration()
     sums, measured, held = np.array(known).T
     terms = [sums, np.ones_like(sums), held / MILLION]
-    told = [True, len(known) > 1 and _differ(sums), len(known) > ENOUGH and _differ(held)]
+    priced = len(known) > ENOUGH and _differ(held)
+    told = [True, not priced and len(known) > 1 and _differ(sums), priced]
     rows = np.stack([t / measured for t, on in zip(terms, told, strict=True) if on], axis=1)
     found = np.zeros(3)
     found[np.array(told)] = nnls(rows, np.ones(len(known)))[0]
