@@ -33,7 +33,7 @@ from gracile.graph.surgery import apply, remove_edits
 from gracile.latency.calibration import calibrate
 from gracile.latency.difference import low, quickest
 from gracile.latency.lowering import isolated, units_of
-from gracile.latency.measuring import measure, remember, side_by_side, undisturbed_ms
+from gracile.latency.measuring import measure, remember, side_by_side
 from gracile.latency.predict import Predictor
 from gracile.latency.table import Table, Times
 from gracile.latency.unit import Setting, Unit
@@ -154,19 +154,24 @@ def prefixes(runtime: str) -> Values:
     """MobileNetV2 behind each of its blocks, predicted and measured."""
     table, out = _table(), {}
     with tempfile.TemporaryDirectory() as folder:
-        for k in range(1, BLOCKS + 1):
-            whole = normalized(fresh("mobilenet_v2"), inputs((3, 128, 128), 4))
-            net = nn.Sequential(*list(whole.features)[:k]).eval()  # type: ignore[call-overload]
-            result = Result(net, Plan(architecture=Architecture(name="mobilenet_v2")))
-            artifact = written(result, runtime, Path(folder) / str(k), inputs((3, 128, 128), 2))
-            loaded = load(artifact)
-            times = table.at(Setting.of(loaded))
-            measure(times, units_of(loaded))
-            _save(table)
-            predicted = _predictor(times, "f32").network(units_of(loaded))
-            out["latency_ms", f"{k} blocks"] = once(undisturbed_ms(loaded))
-            out["predicted_ms", f"{k} blocks"] = once(predicted.ms)
+        nets = [_prefix(k, runtime, Path(folder)) for k in range(1, BLOCKS + 1)]
+        units = [units_of(loaded) for loaded in nets]
+        times = table.at(Setting.of(nets[0]))
+        measure(times, [u for found in units for u in found])
+        _save(table)
+        rounds = side_by_side(nets)
+    predictor = _predictor(times, "f32")
+    for k, (found, measured) in enumerate(zip(units, rounds, strict=True), 1):
+        out["latency_ms", f"{k} blocks"] = once(low(measured))
+        out["predicted_ms", f"{k} blocks"] = once(predictor.network(found).ms)
     return out
+
+
+def _prefix(blocks: int, runtime: str, folder: Path) -> Loaded:
+    whole = normalized(fresh("mobilenet_v2"), inputs((3, 128, 128), 4))
+    net = nn.Sequential(*list(whole.features)[:blocks]).eval()  # type: ignore[call-overload]
+    result = Result(net, Plan(architecture=Architecture(name="mobilenet_v2")))
+    return load(written(result, runtime, folder / str(blocks), inputs((3, 128, 128), 2)))
 
 
 def opened(trim: Trim, runtime: str, precision: str, folder: Path) -> tuple[Loaded, int]:

@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 from benchmarks import (
     capture,
     csr,
+    distillation,
     dynamic,
     fakequant,
     hints,
@@ -72,6 +73,7 @@ BENCHMARKS: dict[str, Any] = {
         qat,
         qat_step,
         techniques,
+        distillation,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"
