@@ -48,6 +48,8 @@ def test_it_has_a_source_a_docstring_a_page_and_a_test(name):
             "observer",
             "fake_quant",
             "kd_loss",
+            "factorizer",
+            "rank_rule",
         )
         for e in registry.entries(kind)
     ],

@@ -59,6 +59,48 @@ def kd_loss(name: str, *, source: str) -> Callable[[F], F]:
     return registry.register("kd_loss", name, source=source)
 
 
+def factorizer(
+    name: str,
+    *,
+    source: str,
+    ranks: tuple[str, ...],
+    full: Callable[..., tuple[int, ...]],
+    chain: Callable[..., Any],
+    matrices: Callable[..., Any] | None = None,
+    along: Callable[..., tuple[int, ...]] | None = None,
+    needs: tuple[str, ...] = (),
+) -> Callable[[F], F]:
+    """Register ``f(weight, groups, ranks, *evidence, *, ...) -> factors``, a tuple of tensors.
+
+    One factor for each step of the chain that stands for the layer and has a tensor, in order, in
+    the weight's dtype (see `gracile.lowrank.chain` and `gracile.lowrank.scheme`).
+
+    Args:
+        name, source: see `registry.register`.
+        ranks: what each rank counts; as many are asked for.
+        full: ``f(layer) -> ranks``, the largest that make sense; refuses layers it is not for.
+        chain: ``f(layer, ranks) -> Chain``, what stands for the layer; needs no weights.
+        matrices: ``f(weight, groups) -> tensors (batch, rows, columns)``, one for each rank, whose
+            singular values say what a rank costs; None where the scheme has none.
+        along: ``f(layer, t) -> ranks`` for t = 1, 2, ..., never decreasing: the ranks that are
+            tried for a ratio. None if there is one rank, which is t.
+        needs: what it wants to know beyond the weight, in the order of its arguments: gram, cross,
+            generator.
+    """
+    return registry.register(
+        "factorizer", name, source=source, ranks=ranks, full=full, chain=chain, matrices=matrices,
+        along=along, needs=needs,
+    )  # fmt: skip
+
+
+def rank_rule(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(weight, layer, scheme, size, *, ...) -> ranks`` for the factorizer `scheme`.
+
+    `layer` is a `gracile.lowrank.chain.Layer`, `size` that of its input in pixels (or tokens).
+    """
+    return registry.register("rank_rule", name, source=source)
+
+
 def kernel_options(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a kernel (of its ``__init__`` for a class): its options."""
     target = fn.__init__ if inspect.isclass(fn) else fn  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Schemes: each file takes the weight of a layer apart into those of several."""

@@ -1,0 +1,167 @@
+"""Factors fitted to what a layer should give over data, from sums alone.
+
+The squared error of a linear layer's responses is a quadratic function of its weight, known from
+the Gram matrix of what it reads and the products with what it should give. A square root of the
+Gram matrix is a set of patches with the same error for every weight, so factors are fitted to these
+few patches, one factor after another, each a linear least-squares problem.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gracile.errors import UserError
+from gracile.lowrank.chain import Chain, Layer, Reorder, Shuffle
+
+CONV = {3: F.conv1d, 4: F.conv2d}
+
+
+def respond(chain: Chain, factors: Sequence[Tensor], patches: Tensor) -> Tensor:
+    """(n, outputs): what the chain, without biases, gives for single patches.
+
+    Args:
+        chain: its strides, paddings and dilations do not matter for what one output reads.
+        factors: one for each of `chain.shapes`.
+        patches: (n, inputs, *kernel), what one output position reads.
+    """
+    x, rest = patches, iter(factors)
+    for step in chain.steps:
+        if isinstance(step, Shuffle):
+            x = x.unflatten(1, (step.groups, -1)).transpose(1, 2).flatten(1, 2)
+        elif isinstance(step, Reorder):
+            x = x.index_select(1, next(rest))
+        elif step.kernel:
+            x = CONV[x.ndim](x, next(rest), groups=step.groups)
+        else:
+            x = F.linear(x, next(rest))
+    return x.flatten(1)
+
+
+def product(chain: Chain, factors: Sequence[Tensor], layer: Layer) -> Tensor:
+    """The weight of the layer that the chain is: (outputs, inputs / groups, *kernel)."""
+    size = (layer.inputs // layer.groups) * layer.area
+    like = next(f for f in factors if f.is_floating_point())
+    ones = torch.eye(size, dtype=like.dtype, device=like.device)
+    patches = ones.reshape(size, -1, *layer.kernel).repeat(1, layer.groups, *(1,) * len(layer.axes))
+    return respond(chain, factors, patches).T.reshape(layer.weight_shape)
+
+
+def reconstruct(
+    chain: Chain,
+    factors: Sequence[Tensor],
+    layer: Layer,
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    sweeps: int = 4,
+    steps: int = 20,
+) -> tuple[Tensor, ...]:
+    """Factors with the least sum of ||y - chain(x)||^2, from those given; it never grows.
+
+    Layers are done front to back by the caller: x is then what the layer reads in the network
+    factorized so far, y what it gives in the original one (without its bias).
+
+    Args:
+        chain: what stands for the layer.
+        factors: where to begin, one for each of `chain.shapes`.
+        layer: what the chain stands for.
+        gram: (groups, P, P) sum of x x^T over patches in the order of the weight, P = inputs /
+            groups x kernel; (P, P) for one group.
+        cross: (groups, P, outputs / groups) sum of x y^T, over the same patches.
+        sweeps: over all factors.
+        steps: of conjugate gradients for each factor.
+
+    Returns:
+        Factors of the same shapes and dtypes; orders of channels stay.
+
+    Raises:
+        UserError: the sums have other shapes.
+
+    Source:
+        Jaderberg, Vedaldi & Zisserman 2014, arXiv:1405.3866 (data reconstruction), by
+        alternating least squares in place of gradient descent.
+    """
+    patches, wanted = equivalent_data(layer, gram, cross)
+    now = [f.detach().double() if f.is_floating_point() else f for f in factors]
+    for _ in range(sweeps):
+        for i, factor in enumerate(now):
+            if factor.is_floating_point():
+                now[i] = _least_squares(chain, now, i, patches, wanted, steps)
+    return tuple(n.to(f.dtype) for n, f in zip(now, factors, strict=True))
+
+
+def equivalent_data(layer: Layer, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches (P, inputs, *kernel) and responses (P, outputs) that have these sums.
+
+    For every weight, the squared error on them differs from that on the data by a constant.
+
+    Args:
+        layer, gram, cross: see `reconstruct`.
+    """
+    size = (layer.inputs // layer.groups) * layer.area
+    gram = grams_of(gram, layer.groups, size)
+    shape = (layer.groups, size, layer.outputs // layer.groups)
+    cross = cross.detach().double().reshape(-1, *cross.shape[-2:])
+    if tuple(cross.shape) != shape:
+        raise UserError(f"cross must have shape {shape}, got {tuple(cross.shape)}.")
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > 1e-12 * values[:, -1:]
+    root = torch.where(kept, values, 0).sqrt()
+    inverse = torch.where(kept, 1 / torch.where(kept, root, 1), 0)
+    rows = root.unsqueeze(-1) * vectors.mT  # (G, P, P): row i is sqrt(value i) times vector i
+    wanted = inverse.unsqueeze(-1) * (vectors.mT @ cross)  # (G, P, O / G)
+    patches = rows.transpose(0, 1).reshape(size, layer.inputs, *layer.kernel)
+    return patches, wanted.transpose(0, 1).reshape(size, layer.outputs)
+
+
+def grams_of(gram: Tensor, groups: int, size: int) -> Tensor:
+    """A Gram matrix for each group, in float64.
+
+    Raises:
+        UserError: it is not (groups, size, size), or (size, size) for one group.
+    """
+    found = gram.detach().double()
+    found = found.unsqueeze(0) if found.ndim == 2 else found
+    if tuple(found.shape) != (groups, size, size):
+        raise UserError(
+            f"gram must have shape {(groups, size, size)}, a matrix for each group over what one "
+            f"output reads, got {tuple(gram.shape)}."
+        )
+    return found
+
+
+def _least_squares(
+    chain: Chain,
+    factors: Sequence[Tensor],
+    i: int,
+    patches: Tensor,
+    wanted: Tensor,
+    steps: int,
+) -> Tensor:
+    """Conjugate gradients on the normal equations of one factor (CGLS)."""
+
+    def forward(value: Tensor) -> Tensor:
+        return respond(chain, [value if j == i else f for j, f in enumerate(factors)], patches)
+
+    def backward(residual: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = torch.zeros_like(factors[i], requires_grad=True)
+            return torch.autograd.grad(forward(at), at, residual)[0]
+
+    x = factors[i]
+    residual = wanted - forward(x)
+    slope = backward(residual)
+    step, now = slope, float(slope.square().sum())
+    floor = 1e-20 * now
+    for _ in range(steps):
+        if now <= floor or now == 0.0:
+            break
+        image = forward(step)
+        length = now / float(image.square().sum())
+        x, residual = x + length * step, residual - length * image
+        slope = backward(residual)
+        before, now = now, float(slope.square().sum())
+        step = slope + now / before * step
+    return x
