@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import UserError
-from gracile.lowrank.chain import build, layer_of
 from gracile.lowrank.scheme import chain_of, factorize, full_ranks, needs_of
+from gracile.nn.chain import build, layer_of
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 5),

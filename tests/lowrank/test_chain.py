@@ -11,8 +11,8 @@ from gracile import registry
 from gracile.analyze.cost import totals
 from gracile.errors import UserError
 from gracile.graph.capture import capture
-from gracile.lowrank.chain import Chain, Layer, Reorder, Shuffle, build, layer_of
 from gracile.lowrank.scheme import along, chain_of, full_ranks
+from gracile.nn.chain import Chain, Layer, Reorder, Shuffle, build, layer_of
 
 CONV = Layer(64, 128, (3, 5), stride=(2, 1), padding=(1, 2), bias=True)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gracile.errors import UserError
-from gracile.lowrank.chain import Layer
 from gracile.lowrank.ranks.evbmf import evbmf, evbmf_rank, free_energy, noise_variance
+from gracile.nn.chain import Layer
 
 
 def noisy(seed, rows, columns, rank, noise):

@@ -11,7 +11,6 @@ from lowrank_case import made
 from gracile import registry
 from gracile.errors import UserError
 from gracile.lowrank.affordable import largest_ranks
-from gracile.lowrank.chain import Layer, layer_of
 from gracile.lowrank.ranks.energy import energy
 from gracile.lowrank.ranks.fixed import fixed
 from gracile.lowrank.ranks.macs import macs
@@ -19,6 +18,7 @@ from gracile.lowrank.ranks.params import params
 from gracile.lowrank.reconstruct import product
 from gracile.lowrank.rounding import rounded_up
 from gracile.lowrank.scheme import along, chain_of, factorize, full_ranks
+from gracile.nn.chain import Layer, layer_of
 
 NONE = torch.empty(0)
 CONV = Layer(64, 128, (3, 3), stride=(2, 2), padding=(1, 1), bias=True)

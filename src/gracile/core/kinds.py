@@ -73,7 +73,7 @@ def factorizer(
     """Register ``f(weight, groups, ranks, *evidence, *, ...) -> factors``, a tuple of tensors.
 
     One factor for each step of the chain that stands for the layer and has a tensor, in order, in
-    the weight's dtype (see `gracile.lowrank.chain` and `gracile.lowrank.scheme`).
+    the weight's dtype (see `gracile.nn.chain` and `gracile.lowrank.scheme`).
 
     Args:
         name, source: see `registry.register`.
@@ -96,7 +96,7 @@ def factorizer(
 def rank_rule(name: str, *, source: str) -> Callable[[F], F]:
     """Register ``f(weight, layer, scheme, size, *, ...) -> ranks`` for the factorizer `scheme`.
 
-    `layer` is a `gracile.lowrank.chain.Layer`, `size` that of its input in pixels (or tokens).
+    `layer` is a `gracile.nn.chain.Layer`, `size` that of its input in pixels (or tokens).
     """
     return registry.register("rank_rule", name, source=source)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from gracile.errors import UserError
-from gracile.lowrank.chain import Chain, Layer
 from gracile.lowrank.scheme import along, chain_of, full_ranks
+from gracile.nn.chain import Chain, Layer
 
 
 def largest_ranks(

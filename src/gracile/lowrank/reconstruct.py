@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gracile.errors import UserError
-from gracile.lowrank.chain import Chain, Layer, Reorder, Shuffle
+from gracile.nn.chain import Chain, Layer, Reorder, Shuffle
 
 CONV = {3: F.conv1d, 4: F.conv2d}
 

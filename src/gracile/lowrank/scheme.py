@@ -12,7 +12,7 @@ from torch import Tensor
 from gracile import registry
 from gracile.core.kinds import check_options
 from gracile.errors import UserError
-from gracile.lowrank.chain import Chain, Layer
+from gracile.nn.chain import Chain, Layer
 
 
 def full_ranks(scheme: str, layer: Layer) -> tuple[int, ...]:

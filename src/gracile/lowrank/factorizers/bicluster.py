@@ -10,9 +10,9 @@ from torch import Tensor
 from gracile.core.kinds import factorizer
 from gracile.errors import UserError
 from gracile.lowrank import canonical
-from gracile.lowrank.chain import Chain, Layer, Reorder, Shuffle, Step
 from gracile.lowrank.clusters import equal_kmeans
 from gracile.lowrank.spectral import halves, truncated
+from gracile.nn.chain import Chain, Layer, Reorder, Shuffle, Step
 
 SOURCE = "Denton et al. 2014, arXiv:1404.0736 (biclustering"
 

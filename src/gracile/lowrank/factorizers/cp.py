@@ -6,8 +6,8 @@ from torch import Tensor
 from gracile.core.kinds import factorizer
 from gracile.errors import UserError
 from gracile.lowrank import canonical
-from gracile.lowrank.chain import Chain, Layer
 from gracile.lowrank.spectral import by_group
+from gracile.nn.chain import Chain, Layer
 
 SOURCE = "Lebedev et al. 2015, arXiv:1412.6553"
 

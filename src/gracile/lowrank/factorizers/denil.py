@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gracile.core.kinds import factorizer
 from gracile.errors import UserError
-from gracile.lowrank.chain import Layer
 from gracile.lowrank.factorizers.svd import svd_chain, svd_matrices, two_factors
 from gracile.lowrank.reconstruct import grams_of
+from gracile.nn.chain import Layer
 
 SOURCE = "Denil et al. 2013, arXiv:1306.0543"
 FITS = ("entries", "least_squares")

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from gracile.core.kinds import factorizer
 from gracile.errors import UserError
-from gracile.lowrank.chain import Chain, Layer, Reorder
 from gracile.lowrank.clusters import equal_kmeans, settled
 from gracile.lowrank.spectral import leading
+from gracile.nn.chain import Chain, Layer, Reorder
 
 
 def _full(layer: Layer) -> tuple[int]:

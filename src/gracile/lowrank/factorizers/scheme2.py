@@ -4,8 +4,8 @@ from torch import Tensor
 
 from gracile.core.kinds import factorizer
 from gracile.errors import UserError
-from gracile.lowrank.chain import Chain, Layer
 from gracile.lowrank.spectral import by_group, halves
+from gracile.nn.chain import Chain, Layer
 
 
 def _full(layer: Layer) -> tuple[int]:

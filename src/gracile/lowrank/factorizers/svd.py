@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from gracile.core.kinds import factorizer
-from gracile.lowrank.chain import Chain, Layer
 from gracile.lowrank.spectral import by_group, halves
+from gracile.nn.chain import Chain, Layer
 
 
 def svd_full(layer: Layer) -> tuple[int]:

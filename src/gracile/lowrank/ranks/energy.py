@@ -5,8 +5,8 @@ from torch import Tensor
 
 from gracile.core.kinds import rank_rule
 from gracile.errors import UserError
-from gracile.lowrank.chain import Layer, Size
 from gracile.lowrank.scheme import matrices
+from gracile.nn.chain import Layer, Size
 
 
 @rank_rule("energy", source="Eckart & Young 1936; Zhang et al. 2015, arXiv:1411.4229")

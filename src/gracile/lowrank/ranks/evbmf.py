@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gracile.core.kinds import rank_rule
 from gracile.errors import UserError
-from gracile.lowrank.chain import Layer, Size
 from gracile.lowrank.scheme import matrices
+from gracile.nn.chain import Layer, Size
 
 GRID = 64  # points the bracket of the noise is looked at before it is narrowed
 

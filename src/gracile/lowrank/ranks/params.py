@@ -4,7 +4,7 @@ from torch import Tensor
 
 from gracile.core.kinds import rank_rule
 from gracile.lowrank.affordable import check_ratio, largest_ranks
-from gracile.lowrank.chain import Layer, Size
+from gracile.nn.chain import Layer, Size
 
 
 @rank_rule("params", source="Gusak et al. 2019 (MUSCO), arXiv:1903.09973")
