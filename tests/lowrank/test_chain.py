@@ -12,7 +12,7 @@ from gracile.analyze.cost import totals
 from gracile.errors import UserError
 from gracile.graph.capture import capture
 from gracile.lowrank.scheme import along, chain_of, full_ranks
-from gracile.nn.chain import Chain, Layer, Reorder, Shuffle, build, layer_of
+from gracile.nn.chain import Chain, Layer, Reorder, Shuffle, build, factors_of, layer_of
 
 CONV = Layer(64, 128, (3, 5), stride=(2, 1), padding=(1, 2), bias=True)
 
@@ -138,6 +138,18 @@ def test_a_saved_chain_is_built_again_from_its_ranks():
     again.load_state_dict(net.state_dict())
     x = seen(made("uneven"))
     assert torch.equal(again(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ranks"), [("bicluster", [2, 3, 1, 2]), ("monochromatic", [3]), ("svd", [2])]
+)
+def test_a_chain_tells_its_factors_orders_of_channels_included(scheme, ranks):
+    module = made("conv")
+    net = factorized(module, scheme, ranks)
+    chain = chain_of(scheme, layer_of(module), ranks)
+    again = build(chain, factors_of(net))
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(seen(module)), net(seen(module)))
 
 
 def test_a_bias_goes_back_before_the_channels_are_put_in_order():

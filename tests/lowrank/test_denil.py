@@ -5,6 +5,7 @@ import torch
 
 from gracile.errors import UserError
 from gracile.lowrank.factorizers.denil import coordinate_kernel, denil, denil_data
+from gracile.lowrank.scheme import fixed_of
 
 
 def smooth(rows=30, side=28, width=4.0):
@@ -57,6 +58,15 @@ def test_inputs_that_vary_together_are_predicted_from_each_other():
     factors = denil_data(weight, 1, (4,), basis.T @ basis, rng(), ridge=1e-9)
     assert lost(weight, factors) < 1e-3
     assert lost(weight, denil(weight, 1, (4,), rng(), grid=(12,))) > 0.3
+
+
+def test_the_dictionary_is_known_beforehand():
+    first, second = denil(torch.zeros(2, 9), 1, (3,), rng())
+    other, learned = denil(torch.ones(2, 9), 1, (3,), rng())
+    assert torch.equal(first, other)
+    assert not torch.equal(second, learned)
+    assert fixed_of("denil") == fixed_of("denil_data") == (0,)
+    assert fixed_of("svd") == ()
 
 
 def test_channels_do_not_predict_each_other_and_kernels_have_their_grid():

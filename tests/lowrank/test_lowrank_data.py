@@ -46,6 +46,21 @@ def test_a_few_patches_stand_for_all_data():
     torch.testing.assert_close(grouped.mT @ right, sums["cross"])
 
 
+def test_inputs_never_seen_apart_are_no_trouble():
+    """A Gram matrix without an inverse; what data do not say stays as it was."""
+    module = made("linear")
+    layer, rng = layer_of(module), torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=rng, dtype=torch.float64) @ torch.eye(3, 7).double()
+    gram, cross = x.T @ x, x.T @ (x @ module.weight.detach().T)
+    patches, wanted = equivalent_data(layer, gram, cross)
+    torch.testing.assert_close(patches.T @ patches, gram)
+    torch.testing.assert_close(patches.T @ wanted, cross)
+    chain = chain_of("svd", layer, [3])
+    factors = factorize("svd", module.weight, layer, [3])
+    fitted = product(chain, reconstruct(chain, factors, layer, gram, cross, sweeps=30), layer)
+    torch.testing.assert_close(x @ fitted.T, x @ module.weight.detach().T, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize(("kind", "scheme", "ranks"), CASES)
 def test_every_sweep_brings_the_responses_closer(kind, scheme, ranks):
     module = made(kind)

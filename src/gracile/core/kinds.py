@@ -69,6 +69,7 @@ def factorizer(
     matrices: Callable[..., Any] | None = None,
     along: Callable[..., tuple[int, ...]] | None = None,
     needs: tuple[str, ...] = (),
+    fixed: tuple[int, ...] = (),
 ) -> Callable[[F], F]:
     """Register ``f(weight, groups, ranks, *evidence, *, ...) -> factors``, a tuple of tensors.
 
@@ -86,10 +87,11 @@ def factorizer(
             tried for a ratio. None if there is one rank, which is t.
         needs: what it wants to know beyond the weight, in the order of its arguments: gram, cross,
             generator.
+        fixed: which factors are known beforehand and stay as they are in training.
     """
     return registry.register(
         "factorizer", name, source=source, ranks=ranks, full=full, chain=chain, matrices=matrices,
-        along=along, needs=needs,
+        along=along, needs=needs, fixed=fixed,
     )  # fmt: skip
 
 

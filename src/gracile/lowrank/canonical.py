@@ -128,7 +128,7 @@ def alternating(
 
 
 def greedy(
-    tensor: Tensor, rank: int, generator: torch.Generator, *, sweeps: int = 30, starts: int = 2
+    tensor: Tensor, rank: int, generator: torch.Generator, *, sweeps: int = 30, starts: int = 4
 ) -> Factors:
     """One rank-one term after another, each fitted to what the ones before leave.
 
@@ -145,12 +145,33 @@ def greedy(
     left = tensor
     terms: list[Factors] = []
     for _ in range(rank):
-        begin = [random_factors(tensor, 1, generator) for _ in range(starts)]
-        tried = [alternating(left, b, sweeps=sweeps, tolerance=1e-6)[0] for b in begin]
-        term = _best(left, tried)
-        terms.append(term)
-        left = left - rebuilt(term)
+        terms.append(_strongest(left, random_factors(tensor, starts, generator), sweeps))
+        left = left - rebuilt(terms[-1])
     return [torch.cat(mode, -1) for mode in zip(*terms, strict=True)]
+
+
+def _strongest(tensor: Tensor, starts: Factors, sweeps: int) -> Factors:
+    """The best term of rank one that alternating least squares finds; each column is a start."""
+    now = starts
+    for n in range(1, len(now)):
+        _hand_on(now, n, 0)
+    energy, before = tensor.flatten(1).square().sum(1), torch.zeros(len(tensor)).to(tensor)
+    for _ in range(sweeps):
+        for n in range(len(now)):
+            if n > 0:
+                _hand_on(now, n - 1, n)
+            now[n] = _projected(tensor, now, n)  # all others have norm 1
+        size = now[-1].norm(dim=1)  # (B, starts): what a term takes away is its square
+        taken = size.amax(1).square()
+        done = bool((taken - before <= 1e-6 * energy).all())
+        before = taken
+        if done:
+            break
+        _hand_on(now, len(now) - 1, 0)
+    else:
+        _hand_on(now, 0, len(now) - 1)
+    best = now[-1].norm(dim=1).argmax(1)[:, None, None]
+    return [f.gather(2, best.expand(-1, f.shape[1], -1)) for f in now]
 
 
 def gauss_newton(
@@ -159,7 +180,7 @@ def gauss_newton(
     *,
     steps: int = 50,
     inner: int = 100,
-    tolerance: float = 1e-10,
+    tolerance: float = 1e-5,
 ) -> Factors:
     """Levenberg-Marquardt on all factors at once; the error never grows.
 
@@ -172,8 +193,8 @@ def gauss_newton(
         factors: where to begin.
         steps: at most as many.
         inner: steps of conjugate gradients for each, at most.
-        tolerance: ends when an accepted step lowers the error by less than this share of the
-            tensor's squared norm.
+        tolerance: ends when a step that is much as expected lowers the squared error by less than
+            this share of itself.
 
     Source:
         Sorber, Van Barel & De Lathauwer 2013, SIAM J. Optim. 23(2), section 4; damping by Nielsen
@@ -226,7 +247,7 @@ def _gauss_newton(
             if growth > 2**20:
                 break
             continue
-        small = error - after <= tolerance * energy and gain > 0.25
+        small = error - after <= tolerance * error and gain > 0.25
         factors, error = tried, after
         damping, growth = damping * max(1 / 3, 1 - (2 * gain - 1) ** 3), 2
         if small:

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gracile.errors import UserError
+from gracile.lowrank.spectral import square_root
 from gracile.nn.chain import Chain, Layer, Reorder, Shuffle
-
-CONV = {3: F.conv1d, 4: F.conv2d}
 
 
 def respond(chain: Chain, factors: Sequence[Tensor], patches: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def respond(chain: Chain, factors: Sequence[Tensor], patches: Tensor) -> Tensor:
         elif isinstance(step, Reorder):
             x = x.index_select(1, next(rest))
         elif step.kernel:
-            x = CONV[x.ndim](x, next(rest), groups=step.groups)
+            x = _convolved(x, next(rest), step.groups)
         else:
             x = F.linear(x, next(rest))
     return x.flatten(1)
@@ -106,13 +105,13 @@ def equivalent_data(layer: Layer, gram: Tensor, cross: Tensor) -> tuple[Tensor, 
     cross = cross.detach().double().reshape(-1, *cross.shape[-2:])
     if tuple(cross.shape) != shape:
         raise UserError(f"cross must have shape {shape}, got {tuple(cross.shape)}.")
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > 1e-12 * values[:, -1:]
-    root = torch.where(kept, values, 0).sqrt()
-    inverse = torch.where(kept, 1 / torch.where(kept, root, 1), 0)
-    rows = root.unsqueeze(-1) * vectors.mT  # (G, P, P): row i is sqrt(value i) times vector i
-    wanted = inverse.unsqueeze(-1) * (vectors.mT @ cross)  # (G, P, O / G)
-    patches = rows.transpose(0, 1).reshape(size, layer.inputs, *layer.kernel)
+    root, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any():  # inputs that are never seen apart
+        root, inverse = square_root(gram)
+        wanted = inverse @ cross
+    else:
+        wanted = torch.linalg.solve_triangular(root, cross, upper=False)  # (G, P, O / G)
+    patches = root.mT.transpose(0, 1).reshape(size, layer.inputs, *layer.kernel)
     return patches, wanted.transpose(0, 1).reshape(size, layer.outputs)
 
 
@@ -132,6 +131,19 @@ def grams_of(gram: Tensor, groups: int, size: int) -> Tensor:
     return found
 
 
+def _convolved(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A convolution of stride 1 as one product of large matrices; images are tiny and many here."""
+    windows, axes = x, x.ndim - 2
+    for i in range(axes):
+        windows = windows.unfold(2 + i, weight.shape[2 + i], 1)  # (n, C, out..., k...)
+    out = windows.shape[2 : 2 + axes]
+    grouped = windows.unflatten(1, (groups, -1)).movedim(1, 0)  # (G, n, C / G, out..., k...)
+    rows: Tensor = grouped.movedim(2, 2 + axes).reshape(groups, len(x) * out.numel(), -1)
+    result: Tensor = rows @ weight.reshape(groups, len(weight) // groups, -1).mT
+    result = result.unflatten(1, (len(x), *out)).movedim(-1, 2)  # (G, n, O / G, out...)
+    return result.transpose(0, 1).flatten(1, 2)
+
+
 def _least_squares(
     chain: Chain,
     factors: Sequence[Tensor],
@@ -145,10 +157,12 @@ def _least_squares(
     def forward(value: Tensor) -> Tensor:
         return respond(chain, [value if j == i else f for j, f in enumerate(factors)], patches)
 
+    with torch.enable_grad():
+        at = torch.zeros_like(factors[i], requires_grad=True)
+        out = forward(at)  # linear, so its derivative is the same everywhere
+
     def backward(residual: Tensor) -> Tensor:
-        with torch.enable_grad():
-            at = torch.zeros_like(factors[i], requires_grad=True)
-            return torch.autograd.grad(forward(at), at, residual)[0]
+        return torch.autograd.grad(out, at, residual, retain_graph=True)[0]
 
     x = factors[i]
     residual = wanted - forward(x)

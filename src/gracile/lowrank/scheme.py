@@ -95,6 +95,12 @@ def needs_of(scheme: str) -> tuple[str, ...]:
     return needs
 
 
+def fixed_of(scheme: str) -> tuple[int, ...]:
+    """Which of a scheme's factors stay as they are in training, by place."""
+    fixed: tuple[int, ...] = registry.get("factorizer", scheme).meta["fixed"]
+    return fixed
+
+
 def matrices(scheme: str, weight: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     """For each rank (batch, rows, columns): matrices that share it.
 

@@ -34,7 +34,12 @@ def halves(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def leading(matrix: Tensor, rank: int) -> Tensor:
     """(..., m, r): orthonormal left singular vectors, strongest first, also where r > n."""
     values = matrix.double()
-    _, vectors = torch.linalg.eigh(values @ values.mT)  # ascending
+    return strongest(values @ values.mT, rank)
+
+
+def strongest(gram: Tensor, rank: int) -> Tensor:
+    """(..., m, r): eigenvectors of the largest eigenvalues of a symmetric matrix, largest first."""
+    _, vectors = torch.linalg.eigh(gram)  # ascending
     u: Tensor = vectors.flip(-1)[..., :rank]
     return u * signs(u, -2).unsqueeze(-2)
 
@@ -44,6 +49,19 @@ def signs(vectors: Tensor, dim: int) -> Tensor:
     largest = vectors.abs().argmax(dim, keepdim=True)
     sign: Tensor = torch.where(vectors.gather(dim, largest).squeeze(dim) < 0, -1.0, 1.0)
     return sign.to(vectors)
+
+
+def square_root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """R and its pseudo-inverse with R R^T = gram, of positive semidefinite matrices.
+
+    Args:
+        gram: (..., p, p); eigenvalues below 1e-12 of the largest count as zero.
+    """
+    values, vectors = torch.linalg.eigh(gram.double())
+    kept = values > 1e-12 * values[..., -1:]
+    root = torch.where(kept, values, 0).sqrt()
+    inverse = torch.where(kept, 1 / torch.where(kept, root, 1), 0)
+    return vectors * root.unsqueeze(-2), inverse.unsqueeze(-1) * vectors.mT
 
 
 def by_group(weight: Tensor, groups: int) -> Tensor:

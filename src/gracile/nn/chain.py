@@ -245,8 +245,8 @@ def build(
 
     Args:
         chain: what to build.
-        factors: one for each of `chain.shapes`, copied; None leaves zeros and the order as it is,
-            to be loaded.
+        factors: one for each of `chain.shapes`, copied; None leaves weights zero, to be loaded,
+            and channels in order. Orders are no part of a state dict: give those (`factors_of`).
         bias: (outputs,) of the last layer; None is zeros where the chain has a bias.
         dtype: of what is left zero; that of the factors, or torch's default.
 
@@ -268,6 +268,22 @@ def build(
         at = max(i for i, s in enumerate(chain.steps) if isinstance(s, Layer))
         made[at].bias = nn.Parameter(_placed(bias.detach().clone(), made[at + 1 :]))
     return nn.Sequential(*made)
+
+
+def factors_of(net: nn.Sequential) -> tuple[Tensor, ...]:
+    """The factors a chain was built with, as they are now: weights, and orders of channels.
+
+    Args:
+        net: what `build` made.
+    """
+    out = []
+    for module in net:
+        if isinstance(module, Take):
+            out.append(torch.tensor(module.source))
+        elif not isinstance(module, nn.ChannelShuffle):
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            out.append(weight.detach())
+    return tuple(out)
 
 
 def _placed(bias: Tensor, after: Sequence[nn.Module]) -> Tensor:

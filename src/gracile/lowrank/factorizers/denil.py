@@ -31,6 +31,7 @@ def _full(layer: Layer) -> tuple[int]:
     full=_full,
     chain=svd_chain,
     needs=("generator",),
+    fixed=(0,),
 )
 def denil(
     weight: Tensor,
@@ -79,6 +80,7 @@ def denil(
     full=_full,
     chain=svd_chain,
     needs=("gram", "generator"),
+    fixed=(0,),
 )
 def denil_data(
     weight: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 from gracile.core.kinds import factorizer
 from gracile.lowrank.factorizers.svd import svd_chain, svd_full, svd_matrices, two_factors
 from gracile.lowrank.reconstruct import grams_of
-from gracile.lowrank.spectral import truncated
+from gracile.lowrank.spectral import square_root, strongest
 
 
 @factorizer(
@@ -90,7 +90,7 @@ def svd_response(
 
 
 def whitened(weight: Tensor, groups: int, gram: Tensor, *, ridge: float = 1e-6) -> Tensor:
-    """W C^1/2 in the weight's shape: its singular values are errors of responses.
+    """W C^1/2 in the weight's shape: its singular values are those of responses.
 
     For rank rules that look at singular values, in place of the weight.
 
@@ -98,7 +98,7 @@ def whitened(weight: Tensor, groups: int, gram: Tensor, *, ridge: float = 1e-6) 
         weight, groups, gram, ridge: see `svd_data`.
     """
     (matrix,) = svd_matrices(weight, groups)
-    root = _root(_with_ridge(gram, matrix, ridge))
+    root, _ = square_root(_with_ridge(gram, matrix, ridge))
     return (matrix @ root).reshape(weight.shape)
 
 
@@ -111,14 +111,9 @@ def _with_ridge(gram: Tensor, matrix: Tensor, ridge: float) -> Tensor:
     return found + (ridge * mean)[:, None, None] * eye
 
 
-def _root(gram: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
-    return root
-
-
 def _cut(weight: Tensor, matrix: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    left, _, _ = truncated(matrix @ _root(gram), rank)
+    responses: Tensor = matrix @ gram @ matrix.mT  # (G, O / G, O / G), far smaller than the Gram's
+    left = strongest(responses, rank)
     right = left.mT @ matrix
     size = right.norm(dim=-1).sqrt()
     size = torch.where(size > 0, size, 1.0)
