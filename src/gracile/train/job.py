@@ -117,6 +117,7 @@ class Workplace:
             architecture=self.spec.architecture,
             loss_of=cross_entropy,
             val=partial(self.batches, "val"),
+            numbered=loader.augment == "none",
         )
 
     def _profile(self) -> str:
@@ -220,6 +221,7 @@ class Workplace:
             "threads": job.threads,
             "hint": job.hint,
             "batch": job.batch,
+            **({"teachers": files} if (files := self.session.teachers.files) else {}),
         }
 
 
