@@ -166,9 +166,21 @@ def test_channels_cut_in_training_learn_from_those_that_are_left(loss):
     if loss == "fitnets":
         assert method.pairs[0].regressor.weight.shape == (8, len(keep))
         assert method.pairs[1].regressor.weight.shape == regressors[1].shape
-    else:
+    elif loss == "mse":
         assert method.pairs[0].kept[1].tolist() == list(keep)
         assert method.pairs[1].kept == {}
+    assert s.warnings == []
+
+
+@pytest.mark.parametrize("loss", ["fitnets", "at", "rkd"])
+def test_channels_cut_of_a_student_wider_than_its_teacher(loss):
+    torch.manual_seed(1)
+    s = case.session(
+        FILTERS, THIN, f"f: {{distill: features, at: block.act, loss: {loss}, teacher: t}}",
+        teachers={"t": case.Net(width=2)},
+    )  # fmt: skip
+    case.trained(s)
+    assert s.terms["f"] > 0
     assert s.warnings == []
 
 

@@ -86,6 +86,13 @@ def _read_one(value: object) -> Teacher:
     return TeacherSpec(value["model"], value.get("weights"))
 
 
+def comes_trained(model: str) -> bool:
+    """Whether a model specification may bring its own weights: nobody knows of a file of code."""
+    name, _, arguments = model.partition("?")
+    asked = any(f"{key}=" in arguments for key in ("pretrained", "weights"))
+    return asked or name.startswith("hf:") or ".py:" in name
+
+
 def find_weights(name: str, recipe: str) -> Path:
     """The file that a teacher's `weights` means: beside the recipe, else in the working directory.
 

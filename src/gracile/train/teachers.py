@@ -14,7 +14,7 @@ from gracile.graph.capture import as_inputs, capture
 from gracile.graph.graph import Graph
 from gracile.graph.taps import Taps
 from gracile.models.spec import load_weights, resolve
-from gracile.recipe.teachers import ORIGINAL, TeacherSpec, find_weights
+from gracile.recipe.teachers import ORIGINAL, TeacherSpec, comes_trained, find_weights
 
 
 class Teacher:
@@ -184,9 +184,7 @@ class Teachers:
         return self._given[name]
 
     def _built(self, ref: TeacherSpec) -> nn.Module:
-        name = ref.model.partition("?")[0]
-        trained = name.startswith("hf:") or any(k in ref.model for k in ("pretrained=", "weights="))
-        if ref.weights is None and not trained:
+        if ref.weights is None and not comes_trained(ref.model):
             raise BindError(
                 f"teacher '{ref.model}' needs weights, since it is untrained without. Write "
                 f"{{model: {ref.model}, weights: FILE}}."

@@ -65,13 +65,16 @@ class _Pair:
     Attributes:
         student, teacher: operator ids.
         taught: shape of the teacher's.
-        kept: dim -> the teacher's indices that the student's still stand for, where some are gone.
+        compares: dims that must be equal, see `kinds.feature_loss`.
+        kept: dim -> the teacher's indices that the student's still stand for, where some are gone;
+            none where the loss does not compare number by number.
         regressor: gives the student's the teacher's channels; None if the loss has none.
     """
 
     student: str
     teacher: str
     taught: tuple[int, ...]
+    compares: str
     kept: dict[int, Tensor] = field(default_factory=dict)
     regressor: Regressor | None = None
 
@@ -79,7 +82,7 @@ class _Pair:
     def key(self) -> str:
         return f"{self.student}:{self.teacher}"
 
-    def misfit(self, shape: tuple[int, ...], compares: str) -> str | None:
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why the student's layer, of this shape, cannot be compared; None if it can."""
         taught = list(self.taught)
         for dim, keep in self.kept.items():
@@ -87,7 +90,7 @@ class _Pair:
         if self.regressor is not None and len(shape) == len(taught):
             dim, width = self.regressor.dim, self.regressor.weight.shape[1]
             shape = (*shape[:dim], taught[dim] if shape[dim] == width else -1, *shape[dim + 1 :])
-        return misfit(shape, tuple(taught), compares)
+        return misfit(shape, tuple(taught), self.compares)
 
     def cut(self, kept: Sequence[Tensor | None], optimizer: torch.optim.Optimizer | None) -> None:
         """Channels of the student's are gone; these stay in each dim."""
@@ -96,7 +99,7 @@ class _Pair:
                 continue
             if self.regressor is not None and dim == self.regressor.dim:
                 self.regressor.cut(keep, optimizer)
-            else:
+            elif self.compares == "all":
                 self.kept[dim] = self.kept[dim][keep] if dim in self.kept else keep
 
 
@@ -200,7 +203,7 @@ class FeatureDistillation(Taught):
         Raises:
             BindError: no such layer, one that cannot be read, or shapes that cannot be compared.
         """
-        teacher, compares = self.teacher, self.meta["compares"]
+        teacher = self.teacher
         mine, theirs = names_of(s.model, s.graph), names_of(teacher.model, teacher.graph)
         names = pairs_of(
             self.options.at, (s.model, s.graph, mine), (teacher.model, teacher.graph, theirs),
@@ -210,7 +213,7 @@ class FeatureDistillation(Taught):
         left_out = []
         for name, its in names:
             pair = self._pair(s, mine[name], theirs[its])
-            wrong = pair.misfit(s.graph[pair.student].shape, compares)
+            wrong = pair.misfit(s.graph[pair.student].shape)
             if wrong is None:
                 pairs.setdefault(pair.key, pair)
             elif self.options.at is None:
@@ -239,7 +242,7 @@ class FeatureDistillation(Taught):
 
     def _pair(self, s: Any, student: str, teacher: str) -> _Pair:
         shape, taught = s.graph[student].shape, self.teacher.graph[teacher].shape
-        pair = _Pair(student, teacher, taught)
+        pair = _Pair(student, teacher, taught, self.meta["compares"])
         if self.meta["regressor"]:
             value = self.found.values.get(student)
             dim = channel_dim(shape, taught, getattr(value, "labelled", ()))
@@ -268,7 +271,7 @@ class FeatureDistillation(Taught):
         gone: list[_Pair] = []
         for pair in self.pairs:
             node = self.graph.nodes.get(pair.student)
-            fits = node is not None and pair.misfit(node.shape, self.meta["compares"]) is None
+            fits = node is not None and pair.misfit(node.shape) is None
             (left if fits else gone).append(pair)
         if gone:
             self.pairs = left
