@@ -1,4 +1,4 @@
-"""A student of digits learns from a deeper teacher, layers and answers, and is compressed.
+"""A student of digits learns from another network, layers and answers, and is compressed.
 
 What is asked is whether the parts agree in one run: a teacher from a file, kept answers, hints,
 channels cut in between, integers at the end; and that the finished run no longer needs the teacher.
@@ -16,8 +16,8 @@ from gracile.train.run import bind
 
 pytestmark = pytest.mark.slow
 
-TRAIN = "batch_size: 64, augment: none, optimizer: {class: SGD, lr: 0.05, momentum: 0.9}"
-STUDENT, TEACHER = "net.py:Net", "resnet20_cifar?width_mult=0.25"
+TRAIN = "batch_size: 64, augment: none, optimizer: {class: SGD, lr: 0.1, momentum: 0.9}"
+STUDENT, TEACHER = "net.py:Net", "simplenet_cifar"
 NET = """
 from torch import nn
 
@@ -26,11 +26,11 @@ class Net(nn.Module):
     def __init__(self, num_classes=10):
         super().__init__()
         self.low = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+            nn.Conv2d(3, 12, 5, stride=3, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         )
         self.high = nn.Sequential(
-            nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
+            nn.Conv2d(16, 24, 2, stride=2, bias=False), nn.BatchNorm2d(24), nn.ReLU()
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(24, num_classes)
@@ -40,17 +40,17 @@ class Net(nn.Module):
 """
 LEARN = f"""
 recipe: 1
-train: {{epochs: 10, {TRAIN}, lr: {{class: OneCycleLR}}}}
+train: {{epochs: 12, {TRAIN}, lr: {{class: OneCycleLR}}}}
 methods:
-  hints: {{distill: features, at: {{low: layer3.0}}, loss: fitnets, alpha: 0, when: {{stop: 2ep}},
+  hints: {{distill: features, at: {{low: conv2}}, loss: fitnets, alpha: 0, when: {{stop: 2ep}},
           teacher: {{model: "{TEACHER}", weights: teacher/model.safetensors}}}}
-  attention: {{distill: features, at: {{high: layer3}}, loss: at, when: {{start: 2ep}},
+  attention: {{distill: features, at: {{high: pool2}}, loss: at, weight: 0.1, when: {{start: 2ep}},
               teacher: {{model: "{TEACHER}", weights: teacher/model.safetensors}}}}
   kd: {{distill: kd, loss: dkd, scale: 0.2, cache: true, when: {{start: 2ep}},
        teacher: {{model: "{TEACHER}", weights: teacher/model.safetensors}}}}
   filters: {{prune: oneshot, weights: "type:Conv2d", granularity: filter, sparsity: 0.25,
-            when: {{at: 5ep}}}}
-  thin: {{prune: thin, when: {{at: 6ep}}}}
+            when: {{at: 3ep}}}}
+  thin: {{prune: thin, when: {{at: 4ep}}}}
   int8: {{quantize: ptq}}
 """
 
@@ -67,7 +67,7 @@ def place(tmp_path_factory):
     (folder / "net.py").write_text(NET)
     (folder / "learn.yaml").write_text(LEARN)
     (folder / "teach.yaml").write_text(
-        f"recipe: 1\ntrain: {{epochs: 4, {TRAIN}, lr: {{class: OneCycleLR}}}}\n"
+        f"recipe: 1\ntrain: {{epochs: 12, {TRAIN}, lr: {{class: OneCycleLR}}}}\n"
     )
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
@@ -80,15 +80,15 @@ def test_the_student_learns_and_gets_smaller(place):
     _, teacher, student = place
     assert teacher["after"]["top1"] > 0.9
     assert student["before"]["top1"] < 0.3  # not trained
-    assert student["after"]["top1"] > 0.85
+    assert student["after"]["top1"] > 0.7
     assert student["after"]["params"] < student["before"]["params"]
 
 
 def test_every_term_was_there_in_its_time(place):
-    history = json.loads((place[0] / "student" / "history.json").read_text())
-    epochs = {k: [round(t) for t, _ in v] for k, v in history.items() if k.startswith("loss/")}
-    assert len(epochs["loss/hints"]) == 2
-    assert len(epochs["loss/attention"]) == len(epochs["loss/kd"]) == 8
+    curves = json.loads((place[0] / "student" / "history.json").read_text())["curves"]
+    assert [t for t, _ in curves["loss/hints"]] == [1, 2]
+    assert [t for t, _ in curves["loss/kd"]] == [t for t, _ in curves["loss/attention"]]
+    assert [t for t, _ in curves["loss/kd"]] == list(range(3, 13))
 
 
 def test_the_finished_run_needs_no_teacher(place, monkeypatch):
@@ -100,7 +100,8 @@ def test_the_finished_run_needs_no_teacher(place, monkeypatch):
     finally:
         (folder / "moved").rename(folder / "teacher")
     with safe_open(folder / "student" / "model.safetensors", "pt") as f:
-        assert not [n for n in f.keys() if not n.startswith(("low", "high", "head"))]  # noqa: SIM118
+        weights = [n for n in f.keys() if n.endswith((".weight", ".bias"))]  # noqa: SIM118
+    assert all(n.startswith(("low", "high", "head")) for n in weights)
 
 
 def test_the_run_stands_for_the_weights_of_its_teacher(place):
