@@ -7,7 +7,7 @@ from gracile.core.kinds import feature_loss
 from gracile.distill.pairs import check_features
 
 
-@feature_loss("mse", source="layer-wise distillation, as in Aghli & Ribeiro 2021 and many others")
+@feature_loss("mse", source="Romero et al. 2015, arXiv:1412.6550, eq. 3 without its regressor")
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of (student - teacher)^2 over all numbers.
 

@@ -32,8 +32,8 @@ class FeaturesOptions(TaughtOptions):
 
     Attributes:
         at: which layers: `{student's: teacher's}`, or patterns of names that both have: of modules
-            (what they give) and of operators as `gracile summary --kind graph` lists them. Default:
-            every layer with weights that both have in one shape (layer-wise distillation).
+            (what they give) and of operators as `gracile summary --kind connectivity` lists them.
+            Default: every layer with weights that both have in one shape (layer-wise distillation).
         loss: how what two layers give is compared.
         weight: of the sum.
         alpha: factor of the ordinary loss; with 0 only the layers teach, and what lies behind the
