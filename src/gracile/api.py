@@ -10,6 +10,7 @@ import argparse
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ def compress(
     calibration: Iterable[Any] | None = None,
     profile: str = "portable",
     progress: bool = False,
+    teachers: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> Result:
     """Compress a model as a recipe says, with your own data loaders.
 
@@ -99,6 +101,7 @@ def compress(
             images of `train` as the recipe's `data.calibration` says.
         profile: the quantizer profile of the target runtime.
         progress: show a progress bar on stderr.
+        teachers: name -> network that `distill` entries may learn from by this name; frozen.
 
     Returns:
         Model, Plan, ledger and tensors; save them with `save_model(folder, result)`.
@@ -128,6 +131,8 @@ def compress(
             architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
             loss_of=cross_entropy,
             val=validation,
+            teachers=teachers,
+            numbered=False,
         )
 
     if not recipe.train.epochs or batches is None:

@@ -30,6 +30,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "factorizer": ("gracile.lowrank.factorizers",),
     "rank_rule": ("gracile.lowrank.ranks",),
     "kd_loss": ("gracile.distill.losses",),
+    "feature_loss": ("gracile.distill.features",),
     "reward": ("gracile.search.rewards",),
     "method": tuple(f"gracile.{room}.methods" for room in METHOD_ROOMS),
     "model": ("gracile.models",),

@@ -48,6 +48,9 @@ CASES = {
     "strength: {ramp: linear, final: 0.05}, threshold: 0.08, when: {start: 0ep, stop: 2ep}}",
     "regularize/slimming": "m: {regularize: slimming, strength: 1e-3}",
     "distill/kd": "m: {distill: kd, temperature: 2, alpha: 0.3}",
+    "distill/features": "hints: {distill: features, at: {relu_1: relu_1, add: add}, "
+    f"loss: fitnets}}\n  filters: {GRADUAL}\n  thin: {{prune: thin, when: {{at: 2ep}}}}\n"
+    "  m: {distill: features, weight: 2}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
     "quantize/dynamic": "m: {quantize: dynamic, weight_bits: 6, when: {at: 1ep}}",
     "quantize/share": 'm: {quantize: share, weights: "type:Conv2d", bits: 3, '

@@ -48,6 +48,7 @@ def test_it_has_a_source_a_docstring_a_page_and_a_test(name):
             "observer",
             "fake_quant",
             "kd_loss",
+            "feature_loss",
             "factorizer",
             "rank_rule",
         )

@@ -56,7 +56,7 @@ REAL = ("openvino", "onnxruntime")
 EARLY = {
     "in mid-epoch 2": Bomb("gracile.train.loop:average_gradients", STEPS + 3),
     "in surgery, proven and half cut": Bomb(
-        "gracile.graph.surgery:_replace_data", 4, after="gracile.graph.verify:prove"
+        "gracile.graph.surgery:replace_data", 4, after="gracile.graph.verify:prove"
     ),
     "in the second calibration batch": Bomb("gracile.quantize.methods.ptq:Ptq.on_calibrate", 2),
     "with half of model.safetensors written": Bomb(

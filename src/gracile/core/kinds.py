@@ -6,7 +6,7 @@ keyword-only arguments are the options a recipe may set: ``{name: percentile, q:
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from gracile import registry
 from gracile.errors import UserError, nearest
@@ -54,9 +54,42 @@ def penalty(name: str, *, source: str) -> Callable[[F], F]:
     return registry.register("penalty", name, source=source)
 
 
-def kd_loss(name: str, *, source: str) -> Callable[[F], F]:
-    """Register ``f(student, teacher, labels, hard, *, ...) -> scalar`` loss."""
-    return registry.register("kd_loss", name, source=source)
+def kd_loss(
+    name: str,
+    *,
+    source: str,
+    needs: tuple[str, ...] = (),
+    mean: Literal["probabilities", "logits"] = "probabilities",
+) -> Callable[[F], F]:
+    """Register ``f(student, teacher, *evidence, *, temperature, t2, ...) -> scalar`` of logits.
+
+    Args:
+        name, source: see `registry.register`.
+        needs: what it wants to know beyond the two, in the order of its arguments: labels.
+        mean: of what, where several teachers answer as one.
+    """
+    return registry.register("kd_loss", name, source=source, needs=needs, mean=mean)
+
+
+def feature_loss(
+    name: str,
+    *,
+    source: str,
+    compares: Literal["all", "positions", "images"] = "all",
+    regressor: bool = False,
+) -> Callable[[F], F]:
+    """Register ``f(student, teacher, *, ...) -> scalar`` of what two layers give.
+
+    Args:
+        name, source: see `registry.register`.
+        compares: which dims of the two must be equal: all; positions, all but the channels'; or
+            images, the first one only.
+        regressor: the student's goes through a layer that is learned along, which gives it the
+            teacher's number of channels.
+    """
+    return registry.register(
+        "feature_loss", name, source=source, compares=compares, regressor=regressor
+    )
 
 
 def factorizer(

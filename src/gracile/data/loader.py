@@ -105,6 +105,13 @@ class Loader:
             labels = self.imageset.labels[mine].to(self.device, non_blocking=True)
             yield pixels.float().div_(255).sub_(self._mean).div_(self._std), labels
 
+    def samples(self, epoch: int) -> list[Tensor] | None:
+        """For each batch of an epoch the rows of its images; None if augmentation changes them."""
+        if self.augment != "none":
+            return None
+        rows = self._order(epoch)[self.rank :: self.world]
+        return list(rows.split(self.batch_size)[: len(self)])
+
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
             return torch.arange(len(self.imageset))

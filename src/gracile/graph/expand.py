@@ -21,7 +21,7 @@ from gracile.graph.additions import additions, cuts
 from gracile.graph.capture import bare_copy
 from gracile.graph.dependency import size_of
 from gracile.graph.oprule import rule_of_module
-from gracile.graph.surgery import Inputs, _replace_data, apply_removes, prepared
+from gracile.graph.surgery import Inputs, apply_removes, prepared, replace_data
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _grow(
                 state[key] = merged(at, zeros, wanted, value, now)
     data = merged(at, fresh, wanted, tensor.detach(), now)
     tensor.grad = None
-    _replace_data(tensor, data)
+    replace_data(tensor, data)
 
 
 def _owners(model: nn.Module, at: str) -> list[str]:

@@ -342,11 +342,17 @@ def _cut(model: nn.Module, m: Member, keep: Tensor, optimizer: torch.optim.Optim
     if optimizer is not None:
         _cut_state(optimizer, tensor, m.dim, keep)
     tensor.grad = None
-    _replace_data(tensor, tensor.data.index_select(m.dim, keep))
+    replace_data(tensor, tensor.data.index_select(m.dim, keep))
     return id(tensor)
 
 
-def _replace_data(tensor: Tensor, data: Tensor) -> None:
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor other data, of another shape, in place.
+
+    Args:
+        tensor: a parameter or buffer.
+        data: of its type.
+    """
     # A loss that is still referenced keeps the parameter's gradient accumulator alive, which
     # remembers the old shape and refuses the next backward. A change of type makes torch drop it.
     other = torch.float32 if data.dtype == torch.float64 else torch.float64

@@ -219,6 +219,21 @@ def gone_units(flow: Flow, edits: Sequence[Remove]) -> set[int]:
     return {u for u in seen[True] | seen[False] if u not in left[u in seen[True]]}
 
 
+def kept_after(found: Following, id: str, edits: Sequence[Remove]) -> list[Tensor | None]:
+    """For each dim of an operator's output the indices that stay; None where all do.
+
+    Args:
+        found: of the model before the edits.
+        id: of the operator.
+        edits: all of them, each counting in the model as those before it left it.
+    """
+    value = found.values.get(id)
+    if not isinstance(value, Axes) or not edits:
+        return []
+    kept = _kept(value, found.flow, gone_units(found.flow, edits))
+    return [None if k is None else k[1] for k in kept]
+
+
 def _loses(id: str, graph: Graph, found: Following, gone: set[int]) -> bool:
     kept = [_kept(found.values[i], found.flow, gone) for i in (id, *graph[id].inputs)]
     return any(k is not None for k in pytree.tree_leaves(kept))

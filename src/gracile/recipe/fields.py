@@ -23,7 +23,7 @@ from gracile.errors import UserError, nearest
 from gracile.recipe.messages import FieldError, share, show, unknown_key
 
 
-def _plain_type(parse: Callable[[Any], Any], write: Callable[[Any], Any]) -> GetPydanticSchema:
+def plain_type(parse: Callable[[Any], Any], write: Callable[[Any], Any]) -> GetPydanticSchema:
     """A pydantic type that is one function to read and one to write."""
     schema = core_schema.no_info_plain_validator_function(
         parse, serialization=core_schema.plain_serializer_function_ser_schema(write)
@@ -66,7 +66,7 @@ def _pattern(value: object) -> str:
 
 Selector = Annotated[
     str | tuple[str, ...],
-    _plain_type(read_selector, lambda v: v if isinstance(v, str) else list(v)),
+    plain_type(read_selector, lambda v: v if isinstance(v, str) else list(v)),
 ]
 
 
@@ -144,7 +144,7 @@ def KernelRef(kind: str, *words: str) -> Any:
     """
     return Annotated[
         Kernel | str,
-        _plain_type(
+        plain_type(
             lambda v: v if v in words else read_kernel(kind, v),
             lambda v: v if isinstance(v, str) else v.plain(),
         ),
@@ -227,7 +227,7 @@ def read_level(value: object, wrong_with: Callable[[object], str | None] = share
     return level
 
 
-Level = Annotated[LevelValue, _plain_type(read_level, LevelValue.plain)]
+Level = Annotated[LevelValue, plain_type(read_level, LevelValue.plain)]
 
 
 def read_amount(value: object) -> LevelValue:
@@ -251,7 +251,7 @@ def _not_positive(value: object) -> str | None:
     return f"must be a number, not below 0, got {show(value)}. Write such as 0.05."
 
 
-Amount = Annotated[LevelValue, _plain_type(read_amount, LevelValue.plain)]
+Amount = Annotated[LevelValue, plain_type(read_amount, LevelValue.plain)]
 
 
 def read_threshold(value: object) -> LevelValue:
@@ -269,4 +269,4 @@ def _not_finite(value: object) -> str | None:
     return f"must be a number, got {show(value)}. Write such as 0 or -0.5."
 
 
-Threshold = Annotated[LevelValue, _plain_type(read_threshold, LevelValue.plain)]
+Threshold = Annotated[LevelValue, plain_type(read_threshold, LevelValue.plain)]

@@ -150,7 +150,8 @@ def open_run(folder: Path, weights: Path | None = None) -> Finished:
         Job(
             model=then["model"], data=then["data"], recipe=recipe, out=folder, weights=weights,
             progress=False,
-        )
+        ),
+        bind=False,
     )  # fmt: skip
     now = at.identity()
     for key, what in CHANGED.items():

@@ -24,6 +24,7 @@ from gracile.data.sets import open_data
 from gracile.errors import UserError
 from gracile.models.spec import ModelSpec, load_weights, resolve
 from gracile.recipe.schema import Recipe
+from gracile.recipe.teachers import ORIGINAL, comes_trained
 from gracile.train.bind import place
 from gracile.train.loop import bar, make_optimizer
 from gracile.train.outcome import versions
@@ -63,11 +64,15 @@ class Job:
 class Workplace:
     """What a job works with; making one refuses bad data, models, weights and recipes.
 
+    Args:
+        job: what was asked for.
+        bind: have a session; a finished run needs none, nor the teachers it had.
+
     Raises:
         UserError: before anything is written.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, *, bind: bool = True):
         self.job = job
         for r in job.runtimes:
             parse_target(r)
@@ -76,9 +81,18 @@ class Workplace:
         self.bundle = _open_data(job)
         self.device = _device(job.device)
         self.spec = self.fresh()
-        self.session = self._session()
+        self._bound = self._session() if bind else None
+        if self._bound is not None:
+            self._warn_of_an_untrained_teacher(self._bound)
 
     # ------------------------------------------------------------------ the network
+
+    @property
+    def session(self) -> Session:
+        """The recipe, bound to the network and the data."""
+        if self._bound is None:
+            self._bound = self._session()
+        return self._bound
 
     def fresh(self) -> ModelSpec:
         """The original model; without a weights file, initialized from the recipe's seed."""
@@ -98,8 +112,18 @@ class Workplace:
     def renewed(self) -> Session:
         """A new session on the original network, in the place of the one before."""
         self.spec = self.fresh()
-        self.session = self._session()
-        return self.session
+        self._bound = self._session()
+        return self._bound
+
+    def _warn_of_an_untrained_teacher(self, session: Session) -> None:
+        entries = self.job.recipe.methods.values()
+        learns = any(e.verb == "distill" and ORIGINAL in e.options.teacher for e in entries)
+        if learns and self.job.weights is None and not comes_trained(self.job.model):
+            session.warn(
+                "untrained-teacher",
+                "distillation learns from the original network, which has random weights: give "
+                "--weights, or another teacher: {model: ..., weights: ...}.",
+            )
 
     def _session(self) -> Session:
         recipe = self.job.recipe
@@ -117,6 +141,7 @@ class Workplace:
             architecture=self.spec.architecture,
             loss_of=cross_entropy,
             val=partial(self.batches, "val"),
+            numbered=loader.augment == "none",
         )
 
     def _profile(self) -> str:
@@ -220,7 +245,11 @@ class Workplace:
             "threads": job.threads,
             "hint": job.hint,
             "batch": job.batch,
+            **({"teachers": files} if (files := self._teachers()) else {}),
         }
+
+    def _teachers(self) -> dict[str, str]:
+        return self._bound.teachers.files if self._bound is not None else {}
 
 
 def _open_data(job: Job) -> DataBundle:

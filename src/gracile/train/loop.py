@@ -1,7 +1,7 @@
 """The training loop for those who do not bring their own: one session, one loader, all hooks."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -90,6 +90,7 @@ def fit(
                 _track_score(session, val(), "_cut")
             totals: dict[str, float] = {}
             optimizer.zero_grad(set_to_none=True)
+            samples = _samples(loader, epoch)
             for batch, (x, y) in enumerate(loader.batches(epoch)):
                 session.on_minibatch_begin(epoch, batch, steps)
                 session.model.train()
@@ -99,7 +100,14 @@ def fit(
                     loss = F.cross_entropy(
                         session.model(x), y, label_smoothing=train.label_smoothing
                     )
-                    loss = session.before_backward_pass(epoch, batch, steps, loss)
+                    loss = session.before_backward_pass(
+                        epoch,
+                        batch,
+                        steps,
+                        loss,
+                        labels=y,
+                        samples=None if samples is None else samples[batch],
+                    )
                 scaler.scale(loss / accumulate).backward()
                 if (batch + 1) % accumulate == 0 or batch + 1 == steps:
                     scaler.unscale_(optimizer)
@@ -122,6 +130,12 @@ def fit(
             session.on_epoch_end(epoch, metrics)
             if after_epoch is not None and after_epoch(epoch):
                 break
+
+
+def _samples(loader: Batches, epoch: int) -> Sequence[Tensor] | None:
+    """Which images each mini-batch has, of a loader that knows and does not change them."""
+    known: Sequence[Tensor] | None = getattr(loader, "samples", lambda _: None)(epoch)
+    return known
 
 
 def _track_score(session: Session, batches: Iterable[tuple[Tensor, Tensor]], suffix: str) -> None:

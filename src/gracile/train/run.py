@@ -93,7 +93,8 @@ def export_only(
             raise UserError(f"--weights: the run in {folder} has its own; leave it out.")
         old = finished["identity"]
         recipe = load_recipe(folder / "recipe.yaml")
-        at = Workplace(Job(model=old["model"], data=old["data"], out=folder, recipe=recipe))
+        job = Job(model=old["model"], data=old["data"], out=folder, recipe=recipe)
+        at = Workplace(job, bind=False)
         result = _finished(folder, at)
     else:
         recipe = Recipe.model_validate({"recipe": 1})

@@ -73,6 +73,7 @@ from gracile.train.bind import (
 )
 from gracile.train.masks import Masks
 from gracile.train.rate import LearningRate
+from gracile.train.teachers import Teachers, learns_from_original, separate
 from gracile.train.trying import Trying
 
 Note = tuple[str, str, str | float | None, str | None, str, str]
@@ -95,6 +96,9 @@ class Session(Trying):
         loss_of: (outputs, labels) -> scalar loss, for methods that want gradients of calibration
             batches.
         val: makes the validation batches, for methods that go by accuracy.
+        teachers: name -> network that entries of the recipe learn from by this name; frozen.
+        numbered: whether the loop says which images a mini-batch has (`samples`), each the same
+            picture every time; None if that is not known beforehand.
 
     Raises:
         RecipeError, BindError, PlanConflict: before anything is changed.
@@ -114,6 +118,8 @@ class Session(Trying):
         architecture: Architecture | None = None,
         loss_of: Callable[[Any, Tensor], Tensor] | None = None,
         val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
+        teachers: Mapping[str, nn.Module] = MappingProxyType({}),
+        numbered: bool | None = None,
     ):
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.optimizer = optimizer
@@ -128,6 +134,9 @@ class Session(Trying):
         self.epoch_number, self.batch, self.steps = 0, 0, steps_per_epoch or 0
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: Any = None
+        self.labels: Tensor | None = None
+        self.samples: Tensor | None = None
+        self.numbered = numbered
         self.task_loss: Tensor = torch.zeros(())
         self.terms: dict[str, float] = {}
         self.history: dict[str, list[tuple[float, float]]] = {}
@@ -161,8 +170,15 @@ class Session(Trying):
         self.fired = {m.id: 0 for m in self.methods}
         self.original = _stock(model, self.graph)
         self.teacher: nn.Module | None = None
-        if any("teacher" in m.needs for m in self.methods):
+        if any("teacher" in m.needs and learns_from_original(m) for m in self.methods):
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self.teachers = Teachers(
+            self.teacher,
+            separate(teachers, model),
+            recipe=self.recipe.path,
+            example=example,
+            classes=_classes(self.graph),
+        )
         self.overlays = Overlays(model)
         self._watch = self._watch_forward(model)
         try:
@@ -195,9 +211,26 @@ class Session(Trying):
         self._rate.set(epoch, batch)
         self._each("on_batch_start")
 
-    def before_backward_pass(self, epoch: int, batch: int, steps: int, loss: Tensor) -> Tensor:
-        """Return the loss to call `backward()` on: the task's plus the methods' terms."""
-        self.task_loss = loss
+    def before_backward_pass(
+        self,
+        epoch: int,
+        batch: int,
+        steps: int,
+        loss: Tensor,
+        *,
+        labels: Tensor | None = None,
+        samples: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss to call `backward()` on: the task's plus the methods' terms.
+
+        Args:
+            epoch, batch, steps: where in training, as for the other call-backs.
+            loss: the task's.
+            labels: (N,) the classes, for losses that ask for them.
+            samples: (N,) numbers of the images in the training data, for answers that are kept;
+                only where an image is the same picture every time.
+        """
+        self.task_loss, self.labels, self.samples = loss, labels, samples
         extra: list[Tensor] = []
         self.terms = {"task": float(loss.detach())}
         for m in self.methods:
@@ -219,7 +252,8 @@ class Session(Trying):
     def on_minibatch_end(self, epoch: int, batch: int, steps: int) -> None:
         """Call after the mini-batch, whether or not the optimizer stepped."""
         self._each("on_batch_end")
-        self.inputs, self.outputs = (), None
+        self.inputs, self.outputs, self.labels, self.samples = (), None, None, None
+        self.teachers.forget()
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
         """Call after the epoch; `metrics` (val_top1, val_loss, ...) are kept as curves."""
@@ -244,9 +278,13 @@ class Session(Trying):
         self._next_epoch = number + 1
         self.on_epoch_end(number)
 
-    def loss(self, loss: Tensor) -> Tensor:
+    def loss(
+        self, loss: Tensor, *, labels: Tensor | None = None, samples: Tensor | None = None
+    ) -> Tensor:
         """Short form of `before_backward_pass`; divided by the recipe's `train.accumulate`."""
-        total = self.before_backward_pass(self.epoch_number, self.batch, self.steps, loss)
+        total = self.before_backward_pass(
+            self.epoch_number, self.batch, self.steps, loss, labels=labels, samples=samples
+        )
         return total / self.calendar.accumulate
 
     def step(self) -> None:
@@ -649,6 +687,13 @@ class Session(Trying):
     def _ledger(self) -> Ledger:
         after = _stock(self.model, capture(self.model, self.example))
         return build_ledger(self.original, after, self.plan, self.notes)
+
+
+def _classes(graph: Graph) -> int | None:
+    """Width of the network's answer, where that is one row for each image."""
+    shapes = [graph[i].shape for n in graph.of_op("output") for i in n.inputs]
+    shape = shapes[0] if len(shapes) == 1 else None
+    return shape[1] if shape is not None and len(shape) == 2 else None
 
 
 def _stock(model: nn.Module, graph: Graph) -> Inventory:

@@ -7,7 +7,11 @@ from gracile.core.kinds import kd_loss
 from gracile.distill.pairs import check_pair
 
 
-@kd_loss("mse", source="NNCF, knowledge distillation of type mse; Ba & Caruana 2014, 1312.6184")
+@kd_loss(
+    "mse",
+    source="NNCF, knowledge distillation of type mse; Ba & Caruana 2014, 1312.6184",
+    mean="logits",
+)
 def mse(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, t2: bool = True) -> Tensor:
     """Mean squared difference of the outputs, both divided by the temperature.
 
