@@ -37,7 +37,7 @@ SMALL = {
     "uneven": lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(0, 2)),
     "dilated": lambda: nn.Conv2d(2, 4, 3, padding=(2, 3), dilation=(2, 3), bias=False),
     "grouped": lambda: nn.Conv2d(4, 6, 3, stride=(1, 2), padding=1, groups=2),
-    "depthwise": lambda: nn.Conv2d(3, 6, 3, groups=3),
+    "depthwise": lambda: nn.Conv2d(2, 4, (3, 2), groups=2),
     "conv1d": lambda: nn.Conv1d(3, 4, 5, stride=2, padding=1, dilation=2),
 }
 ALL_AT_ONCE = {

@@ -28,7 +28,7 @@ def fixed(
         layer, scheme: what is factorized, and how.
         size: not looked at.
         ranks: as many as the scheme has; None takes the share.
-        share: in (0, 1], of each full rank.
+        share: in (0, 1], of each full rank; for ranks that count clusters, give `ranks`.
 
     Raises:
         UserError: another number of ranks, a rank below 1, or a share out of range.
