@@ -52,8 +52,6 @@ def calibrate(
     >>> calibrate([(1.0, 2.1), (2.0, 4.1), (4.0, 8.1)]).b
     0.1
     """
-    from scipy.optimize import nnls
-
     counts = weights or [0] * len(pairs)
     known = [(s, m, w) for (s, m), w in zip(pairs, counts, strict=True) if s > 0 and m > 0]
     if not known:
@@ -64,8 +62,8 @@ def calibrate(
     told = [True, not priced and len(known) > 1 and _differ(sums), priced]
     rows = np.stack([t / measured for t, on in zip(terms, told, strict=True) if on], axis=1)
     found = np.zeros(3)
-    found[np.array(told)] = nnls(rows, np.ones(len(known)))[0]
-    if found[0] <= 0:  # the sum must count
+    found[np.array(told)] = np.linalg.lstsq(rows, np.ones(len(known)), rcond=None)[0]
+    if found.min() < 0:  # a term that takes away is noise; the sum must count
         share = sums / measured
         found = np.array([share.sum() / (share**2).sum(), 0.0, 0.0])
     errors = sum(f * t for f, t in zip(found, terms, strict=True)) / measured - 1
