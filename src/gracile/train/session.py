@@ -224,7 +224,9 @@ class Session(Trying):
         """Return the loss to call `backward()` on: the task's plus the methods' terms.
 
         Args:
-            epoch, batch, steps: where in training, as for the other call-backs.
+            epoch: where in training, as for the other call-backs.
+            batch: of the epoch.
+            steps: mini-batches of an epoch.
             loss: the task's.
             labels: (N,) the classes, for losses that ask for them.
             samples: (N,) numbers of the images in the training data, for answers that are kept;
