@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import UserError
-from gracile.lowrank.scheme import chain_of, factorize, full_ranks, needs_of
+from gracile.lowrank.scheme import factorize, needs_of
 from gracile.nn.chain import build, layer_of
+from gracile.nn.schemes import chain_of, full_ranks
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 5),

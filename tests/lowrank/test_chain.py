@@ -11,8 +11,9 @@ from gracile import registry
 from gracile.analyze.cost import totals
 from gracile.errors import UserError
 from gracile.graph.capture import capture
-from gracile.lowrank.scheme import along, chain_of, full_ranks
+from gracile.lowrank.scheme import along
 from gracile.nn.chain import Chain, Layer, Reorder, Shuffle, build, factors_of, layer_of
+from gracile.nn.schemes import chain_of, full_ranks
 
 CONV = Layer(64, 128, (3, 5), stride=(2, 1), padding=(1, 2), bias=True)
 

@@ -12,9 +12,9 @@ from gracile.errors import UserError
 from gracile.lowrank.factorizers.scheme1 import scheme1
 from gracile.lowrank.factorizers.svd_data import svd_data, svd_response, whitened
 from gracile.lowrank.factorizers.tucker2 import tucker2
-from gracile.lowrank.reconstruct import product
-from gracile.lowrank.scheme import chain_of, factorize, matrices, needs_of
+from gracile.lowrank.scheme import factorize, matrices, needs_of
 from gracile.nn.chain import Layer, layer_of
+from gracile.nn.schemes import chain_of, product
 
 EXACT = ("svd", "svd_data", "svd_response", "scheme1", "scheme2", "tucker2")
 

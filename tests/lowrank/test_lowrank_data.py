@@ -6,9 +6,10 @@ from lowrank_case import apart, evidence, made, seen
 from torch.nn import functional as F
 
 from gracile.errors import UserError
-from gracile.lowrank.reconstruct import equivalent_data, product, reconstruct, respond
-from gracile.lowrank.scheme import chain_of, factorize
+from gracile.lowrank.reconstruct import equivalent_data, reconstruct
+from gracile.lowrank.scheme import factorize
 from gracile.nn.chain import build, layer_of
+from gracile.nn.schemes import chain_of, product, respond
 
 CASES = [
     ("linear", "svd", [2]),

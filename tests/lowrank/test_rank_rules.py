@@ -15,10 +15,10 @@ from gracile.lowrank.ranks.energy import energy
 from gracile.lowrank.ranks.fixed import fixed
 from gracile.lowrank.ranks.macs import macs
 from gracile.lowrank.ranks.params import params
-from gracile.lowrank.reconstruct import product
 from gracile.lowrank.rounding import rounded_up
-from gracile.lowrank.scheme import along, chain_of, factorize, full_ranks
+from gracile.lowrank.scheme import along, factorize
 from gracile.nn.chain import Layer, layer_of
+from gracile.nn.schemes import chain_of, full_ranks, product
 
 NONE = torch.empty(0)
 CONV = Layer(64, 128, (3, 3), stride=(2, 2), padding=(1, 1), bias=True)

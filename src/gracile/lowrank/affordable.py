@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from gracile.errors import UserError
-from gracile.lowrank.scheme import along, chain_of, full_ranks
+from gracile.lowrank.scheme import along
 from gracile.nn.chain import Chain, Layer
+from gracile.nn.schemes import chain_of, full_ranks
 
 
 def largest_ranks(

@@ -10,41 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gracile.errors import UserError
 from gracile.lowrank.spectral import square_root
-from gracile.nn.chain import Chain, Layer, Reorder, Shuffle
-
-
-def respond(chain: Chain, factors: Sequence[Tensor], patches: Tensor) -> Tensor:
-    """(n, outputs): what the chain, without biases, gives for single patches.
-
-    Args:
-        chain: its strides, paddings and dilations do not matter for what one output reads.
-        factors: one for each of `chain.shapes`.
-        patches: (n, inputs, *kernel), what one output position reads.
-    """
-    x, rest = patches, iter(factors)
-    for step in chain.steps:
-        if isinstance(step, Shuffle):
-            x = x.unflatten(1, (step.groups, -1)).transpose(1, 2).flatten(1, 2)
-        elif isinstance(step, Reorder):
-            x = x.index_select(1, next(rest))
-        elif step.kernel:
-            x = _convolved(x, next(rest), step.groups)
-        else:
-            x = F.linear(x, next(rest))
-    return x.flatten(1)
-
-
-def product(chain: Chain, factors: Sequence[Tensor], layer: Layer) -> Tensor:
-    """The weight of the layer that the chain is: (outputs, inputs / groups, *kernel)."""
-    size = (layer.inputs // layer.groups) * layer.area
-    like = next(f for f in factors if f.is_floating_point())
-    ones = torch.eye(size, dtype=like.dtype, device=like.device)
-    patches = ones.reshape(size, -1, *layer.kernel).repeat(1, layer.groups, *(1,) * len(layer.axes))
-    return respond(chain, factors, patches).T.reshape(layer.weight_shape)
+from gracile.nn.chain import Chain, Layer
+from gracile.nn.schemes import respond
 
 
 def reconstruct(
@@ -129,19 +99,6 @@ def grams_of(gram: Tensor, groups: int, size: int) -> Tensor:
             f"output reads, got {tuple(gram.shape)}."
         )
     return found
-
-
-def _convolved(x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """A convolution of stride 1 as one product of large matrices; images are tiny and many here."""
-    windows, axes = x, x.ndim - 2
-    for i in range(axes):
-        windows = windows.unfold(2 + i, weight.shape[2 + i], 1)  # (n, C, out..., k...)
-    out = windows.shape[2 : 2 + axes]
-    grouped = windows.unflatten(1, (groups, -1)).movedim(1, 0)  # (G, n, C / G, out..., k...)
-    rows: Tensor = grouped.movedim(2, 2 + axes).reshape(groups, len(x) * out.numel(), -1)
-    result: Tensor = rows @ weight.reshape(groups, len(weight) // groups, -1).mT
-    result = result.unflatten(1, (len(x), *out)).movedim(-1, 2)  # (G, n, O / G, out...)
-    return result.transpose(0, 1).flatten(1, 2)
 
 
 def _least_squares(

@@ -1,4 +1,4 @@
-"""Schemes by name: what a layer becomes, its full ranks, its factors.
+"""Factors by a scheme's name, and what rank rules ask of it.
 
 All that is known of a scheme lies in its registration (`gracile.core.kinds.factorizer`); here it is
 asked, and what does not fit is refused before anything is computed.
@@ -12,42 +12,8 @@ from torch import Tensor
 from gracile import registry
 from gracile.core.kinds import check_options
 from gracile.errors import UserError
-from gracile.nn.chain import Chain, Layer
-
-
-def full_ranks(scheme: str, layer: Layer) -> tuple[int, ...]:
-    """The largest ranks a scheme takes for a layer.
-
-    Raises:
-        UserError: no such scheme, or it is not for such a layer.
-    """
-    full: tuple[int, ...] = registry.get("factorizer", scheme).meta["full"](layer)
-    return full
-
-
-def chain_of(scheme: str, layer: Layer, ranks: Sequence[int]) -> Chain:
-    """What stands for a layer.
-
-    Args:
-        scheme: name of a registered factorizer.
-        layer: what is factorized.
-        ranks: as many as the scheme has; for a grouped convolution, those of each group.
-
-    Raises:
-        UserError: the scheme is unknown or not for this layer, or there are too many or too few
-            ranks, or one is out of range.
-    """
-    meta = registry.get("factorizer", scheme).meta
-    names: tuple[str, ...] = meta["ranks"]
-    if len(ranks) != len(names):
-        raise UserError(
-            f"'{scheme}' has {len(names)} ranks ({', '.join(names)}), got {tuple(ranks)}."
-        )
-    for name, rank, most in zip(names, ranks, full_ranks(scheme, layer), strict=True):
-        if not 1 <= rank <= most:
-            raise UserError(f"'{scheme}': rank '{name}' must be in 1..{most}, got {rank}.")
-    chain: Chain = meta["chain"](layer, tuple(ranks))
-    return chain
+from gracile.nn.chain import Layer
+from gracile.nn.schemes import chain_of, full_ranks
 
 
 def factorize(

@@ -197,6 +197,18 @@ class Chain:
         return size
 
 
+class Order(Take):
+    """A `Take` whose order is part of the state dict, as no plan names it."""
+
+    def get_extra_state(self) -> Tensor:
+        """The order, int64."""
+        return torch.tensor(self.source)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Inverse of `get_extra_state`."""
+        self.source = [int(i) for i in state]
+
+
 def layer_of(module: nn.Module) -> Layer:
     """The description of a linear layer or a convolution.
 
@@ -311,7 +323,7 @@ def _module(step: Step, factor: Tensor | None) -> nn.Module:
         return nn.ChannelShuffle(step.groups)
     assert factor is not None
     if isinstance(step, Reorder):
-        return Take(factor.tolist(), step.channels, 1)
+        return Order(factor.tolist(), step.channels, 1)
     made: nn.Module
     if not step.kernel:  # on the meta device nothing is drawn
         made = nn.Linear(step.inputs, step.outputs, bias=step.bias, device="meta")
@@ -320,7 +332,7 @@ def _module(step: Step, factor: Tensor | None) -> nn.Module:
         options: dict[str, Any] = {name: getattr(step, name) for name in names}
         conv = CONVS[len(step.kernel)]
         made = conv(step.inputs, step.outputs, step.kernel, device="meta", **options)
-    made.weight = nn.Parameter(factor.detach().clone())
+    made.weight = nn.Parameter(factor.detach().clone(memory_format=torch.contiguous_format))
     if step.bias:
         made.bias = nn.Parameter(factor.new_zeros(step.outputs))
     return made

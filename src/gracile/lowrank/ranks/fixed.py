@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gracile.core.kinds import rank_rule
 from gracile.errors import UserError
-from gracile.lowrank.scheme import full_ranks
 from gracile.nn.chain import Layer, Size
+from gracile.nn.schemes import full_ranks
 
 
 @rank_rule("fixed", source="no rule: the user's numbers")
