@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Decompose, Member, Remove, Skip
+from gracile.core.plan import Decompose, Factorize, Member, Remove, Skip
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.decompose import decomposed, prove_decomposition
 from gracile.graph.dependency import ChannelGroup, channel_groups, follow, size_of
+from gracile.graph.factorize import Factors, factorized, prove_factorization
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
 from gracile.graph.maps import place_maps
@@ -26,7 +27,7 @@ from gracile.graph.reproduce import smallest
 from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
-Structural = Remove | Skip | Decompose
+Structural = Remove | Skip | Factorize | Decompose
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,17 @@ def apply(
     example: Inputs,
     optimizer: torch.optim.Optimizer | None = None,
     graph: Graph | None = None,
+    factors: Factors | None = None,
 ) -> nn.Module:
     """Cut without a proof, as for a Plan that was proven when it was made.
+
+    Args:
+        model: changed in place.
+        edits: in order.
+        example: an input batch.
+        optimizer: see `apply_removes` and `factorized`.
+        graph: see `prepared`.
+        factors: the weights of layers that are factorized; None leaves them zero, to be loaded.
 
     Returns:
         What computes from now on: the model, changed in place, or a GraphModule that shares its
@@ -174,7 +184,8 @@ def apply(
         UserError: the edits do not fit this model.
     """
     for run in _runs(edits):
-        model = _cut_run(model, run, example, graph or capture(model, example), optimizer)
+        here = graph or capture(model, example)
+        model = _cut_run(model, run, example, here, optimizer, factors)
         graph = None
     return model
 
@@ -187,6 +198,7 @@ def verified_apply(
     optimizer: torch.optim.Optimizer | None = None,
     graph: Graph | None = None,
     reproduce: bool = True,
+    factors: Factors | None = None,
 ) -> tuple[nn.Module, SurgeryReport]:
     """Cut, but only after a proof on copies that the cut model computes what the masked one does.
 
@@ -200,6 +212,7 @@ def verified_apply(
         graph: see `prepared`.
         reproduce: look for the smallest part of a failing cut that fails too, with at most
             `reproduce.PROOFS` more proofs.
+        factors: path of a layer -> its factors, for each `factorize` edit.
 
     Returns:
         What computes from now on (see `apply`), and what was done.
@@ -217,12 +230,14 @@ def verified_apply(
     graph = graph or capture(model, examples[0])
     runs, trial, here, proofs = _runs(edits), model, graph, []
     for k, run in enumerate(runs):
-        proofs.append(_proven(trial, run, examples, here, reproduce))
+        proofs.append(_proven(trial, run, examples, here, reproduce, factors or {}))
         if k + 1 < len(runs):  # the next one is proven on what this one leaves
             trial = bare_copy(model) if k == 0 else trial
-            trial = apply(trial, run, example=examples[0])
+            trial = apply(trial, run, example=examples[0], factors=factors)
             here = capture(trial, examples[0])
-    ready = apply(model, edits, example=examples[0], optimizer=optimizer, graph=graph)
+    ready = apply(
+        model, edits, example=examples[0], optimizer=optimizer, graph=graph, factors=factors
+    )
     after = sum(p.numel() for p in ready.parameters())
     proof = max(proofs, key=lambda p: p.max_error)
     return ready, SurgeryReport(len(edits), before, after, proof)
@@ -233,7 +248,8 @@ def _runs(edits: Sequence[Structural]) -> list[list[Structural]]:
     for e in edits:
         if not isinstance(e, Structural):
             raise UserError(
-                f"surgery makes 'remove', 'skip' and 'decompose' edits, not '{e.kind}'."
+                "surgery makes 'remove', 'skip', 'factorize' and 'decompose' edits, not "
+                f"'{e.kind}'."
             )
     return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
 
@@ -244,11 +260,14 @@ def _proven(
     examples: Sequence[Inputs],
     graph: Graph,
     reproduce: bool,
+    factors: Factors,
 ) -> verify.Proof:
     removes = [e for e in run if isinstance(e, Remove)]
     apart = [e for e in run if isinstance(e, Decompose)]
     if apart:
         return prove_decomposition(apart, examples, graph)
+    if smaller := [e for e in run if isinstance(e, Factorize)]:
+        return prove_factorization(model, smaller, factors, examples)
     if not removes:
         return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
     ready = prepared(model, examples[0], graph)
@@ -269,10 +288,13 @@ def _cut_run(
     example: Inputs,
     graph: Graph,
     optimizer: torch.optim.Optimizer | None,
+    factors: Factors | None,
 ) -> nn.Module:
     removes = [e for e in run if isinstance(e, Remove)]
     if apart := [e for e in run if isinstance(e, Decompose)]:
         return decomposed(graph, apart, example)
+    if smaller := [e for e in run if isinstance(e, Factorize)]:
+        return factorized(model, smaller, factors, optimizer=optimizer)
     if not removes:
         skips = [e for e in run if isinstance(e, Skip)]
         return leave_out(model, skips, graph, optimizer=optimizer)

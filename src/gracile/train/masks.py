@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gracile.core.overlay import Laid
-from gracile.core.plan import Mask, Remove, Skip
+from gracile.core.plan import Decompose, Factorize, Mask, Remove, Skip
 from gracile.graph.depth import covers
 
 
@@ -78,11 +78,12 @@ class Masks:
                 out.append(Mask(by=by, at=address, key=f"{address}.mask", sparsity=share))
         return out
 
-    def slice(self, edits: Sequence[Remove | Skip]) -> None:
+    def slice(self, edits: Sequence[Remove | Skip | Factorize | Decompose]) -> None:
         """Follow a surgery: keep of every mask what was kept of its tensor."""
         for edit in edits:
-            if isinstance(edit, Skip):
-                self._all = {a: m for a, m in self._all.items() if not covers(edit.gone, a)}
+            if isinstance(edit, (Skip, Factorize)):
+                gone = edit.gone if isinstance(edit, Skip) else (edit.at,)
+                self._all = {a: m for a, m in self._all.items() if not covers(gone, a)}
                 continue
             for part in edit.group:
                 masks = self._all.get(part.at, {})

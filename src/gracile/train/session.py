@@ -38,6 +38,7 @@ from gracile.core.overlay import Overlays
 from gracile.core.plan import (
     Architecture,
     Decompose,
+    Factorize,
     Mask,
     Plan,
     Remove,
@@ -54,6 +55,7 @@ from gracile.graph.additions import structural
 from gracile.graph.capture import as_inputs, capture
 from gracile.graph.dependency import ChannelGroup, channel_groups
 from gracile.graph.depth import Block, blocks, skip_edits
+from gracile.graph.factorize import Factors
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import instrument
 from gracile.graph.reproduce import Refusal
@@ -492,24 +494,33 @@ class Session(Trying):
         ids = [block] if isinstance(block, str) else block
         self.apply(skip_edits(self.model, self.graph, ids, by))
 
-    def apply(self, edits: Sequence[Any], *, reproduce: bool = True) -> None:
+    def apply(
+        self,
+        edits: Sequence[Any],
+        *,
+        reproduce: bool = True,
+        factors: Factors = MappingProxyType({}),
+    ) -> None:
         """Verified surgery in mid-training: optimizer state, masks and methods follow.
 
         Args:
             edits: put in order by kind.
             reproduce: make what fails small and keep it in `refused`; False for a caller that
                 tries parts of it next.
+            factors: path of a layer -> its factors, for each `factorize` edit.
 
         Raises:
             VerificationError: the cut would change what the model computes; nothing was changed.
         """
         edits = in_order(edits)
-        other = [e for e in edits if not isinstance(e, (Remove, Skip, Decompose))]
+        other = [e for e in edits if not isinstance(e, (Remove, Skip, Factorize, Decompose))]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
         quantized = any(isinstance(m, ActivationQuantizer) for m in self.model.modules())
-        if quantized and any(isinstance(e, Skip) for e in edits):
-            raise UserError("activations are quantized already; leave blocks out before that.")
+        if quantized and any(isinstance(e, (Skip, Factorize)) for e in edits):
+            raise UserError(
+                "activations are quantized already; leave blocks out and factorize before that."
+            )
         try:
             self._replace_model(
                 lambda model: verified_apply(
@@ -519,6 +530,7 @@ class Session(Trying):
                     optimizer=self.optimizer,
                     graph=self._graph,
                     reproduce=reproduce,
+                    factors=factors,
                 )[0]
             )
         except VerificationError as e:

@@ -116,7 +116,7 @@ class Lottery(Masking):
                     a: v for a, v in self.remembered.items() if not covers(edit.gone, a)
                 }
                 continue
-            for part in edit.group:
+            for part in getattr(edit, "group", ()):
                 if part.at in self.remembered:
                     old = self.remembered[part.at]
                     index = torch.tensor(part.keep, device=old.device)

@@ -1,0 +1,138 @@
+"""Put smaller layers in the place of one, and prove that they compute what their product does."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gracile.core.plan import Factorize
+from gracile.errors import UserError, VerificationError, nearest
+from gracile.graph import verify
+from gracile.graph.capture import as_inputs, bare_copy
+from gracile.nn.chain import build, layer_of
+from gracile.nn.schemes import chain_of, product
+
+Inputs = Tensor | tuple[Tensor, ...]
+Factors = Mapping[str, Sequence[Tensor]]  # path of a layer -> one for each step with a tensor
+
+
+def refusal(model: nn.Module, at: str) -> str | None:
+    """Why a layer cannot be replaced by others; None if it can."""
+    try:
+        module = model.get_submodule(at)
+        layer_of(module)
+    except AttributeError:
+        return "it is no module of this model"
+    except UserError as e:
+        return str(e)
+    assert isinstance(module.weight, Tensor)
+    named = model.named_parameters(remove_duplicate=False)
+    owners = [n for n, p in named if p is module.weight and n != f"{at}.weight"]
+    if owners:
+        return f"its weight is also '{owners[0]}'"
+    if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        return f"{type(module).__name__} computes something of its own"
+    return None
+
+
+def factorized(
+    model: nn.Module,
+    edits: Sequence[Factorize],
+    factors: Factors | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> nn.Module:
+    """Replace layers by the chains that stand for them, in place; an `nn.Sequential` for each.
+
+    The bias goes to the last layer. Names of new parameters are `<layer>.<number>.weight`.
+
+    Args:
+        model: changed in place.
+        edits: which, in order.
+        factors: the new weights; None leaves zeros, to be loaded.
+        optimizer: new parameters join the group of the old one, whose state is forgotten.
+
+    Raises:
+        UserError: no such layer, one that cannot be replaced, or ranks that do not fit it.
+    """
+    for edit in edits:
+        module = _layer(model, edit)
+        given = None if factors is None else factors[edit.at]
+        chain = chain_of(edit.scheme, layer_of(module), edit.ranks)
+        weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+        if given is not None:
+            given = [f.to(weight.device) for f in given]
+        ours = build(chain, given, bias, dtype=weight.dtype).to(weight.device)
+        ours.train(module.training).requires_grad_(weight.requires_grad)
+        home, _, name = edit.at.rpartition(".")
+        model.get_submodule(home)._modules[name] = ours
+        if optimizer is not None:
+            _exchange(optimizer, list(module.parameters()), list(ours.parameters()))
+    return model
+
+
+def prove_factorization(
+    model: nn.Module, edits: Sequence[Factorize], factors: Factors, examples: Sequence[Inputs]
+) -> verify.Proof:
+    """Compare the chains with layers that hold their products, in eval and train mode.
+
+    What is proven is that the chains sit where the layers sat, with their strides, paddings and
+    biases; how near a product is to the layer's own weight is the scheme's business.
+
+    Raises:
+        UserError: see `factorized`.
+        VerificationError: the two differ.
+    """
+    whole: nn.Module = bare_copy(model)
+    verify._no_dropout(whole)
+    inputs = [as_inputs(x) for x in examples]
+    dtype, double = torch.float32, verify._in_double(whole, inputs[0])
+    if double is not None:
+        dtype, whole, inputs = torch.float64, double, [verify._double(x) for x in inputs]
+    for edit in edits:
+        module = _layer(whole, edit)
+        layer = layer_of(module)
+        chain = chain_of(edit.scheme, layer, edit.ranks)
+        weight = product(chain, [_double(f) for f in factors[edit.at]], layer)
+        with torch.no_grad():
+            module.get_parameter("weight").copy_(weight)
+    exact = {at: [_double(f) for f in fs] for at, fs in factors.items()}
+    chained = factorized(bare_copy(whole), edits, exact if double is not None else factors)
+    try:
+        worst, checks = verify._compare(whole, chained, [], inputs, dtype)
+    except (verify._Different, AttributeError) as e:
+        names = ", ".join(f"'{edit.at}'" for edit in edits)
+        mode = "train" if getattr(e, "training", False) else "eval"
+        raise VerificationError(
+            f"factorizing {names} changed more than weights, in {mode} mode: {e}. The model was "
+            "left as it was; leave these layers out, if the forward reads them by itself."
+        ) from None
+    tolerance = verify.TOLERANCE[dtype]
+    return verify.Proof(str(dtype).removeprefix("torch."), worst, tolerance, checks)
+
+
+def _layer(model: nn.Module, edit: Factorize) -> nn.Module:
+    if (why := refusal(model, edit.at)) is not None:
+        known = [p for p, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        raise UserError(
+            f"'{edit.at}' cannot be factorized: {why.rstrip('.')}.{nearest(edit.at, known)}"
+        )
+    return model.get_submodule(edit.at)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.detach().double() if x.is_floating_point() else x
+
+
+def _exchange(
+    optimizer: torch.optim.Optimizer, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]
+) -> None:
+    """New parameters in the place of old ones; none join where the old ones were not trained."""
+    gone = {id(p) for p in old}
+    for group in optimizer.param_groups:
+        kept = [p for p in group["params"] if id(p) not in gone]
+        if len(kept) < len(group["params"]):
+            group["params"][:] = [*kept, *new]
+            new = ()
+    for p in old:
+        optimizer.state.pop(p, None)
