@@ -1,6 +1,6 @@
 """Two networks side by side: what each operator costs, how many zeros it has, where results part.
 
-Operators are matched by their names, which surgery and quantization keep.
+Operators are matched by their names, which surgery and quantization keep; quantizers are none.
 """
 
 import copy
@@ -141,7 +141,7 @@ def _sides(
         ) from None
     graph = capture(model, inputs)
     zeros = {r.tensor: r.element for r in sparsity_rows(model)}
-    rows = cost(model, graph)
+    rows = [r for r in cost(model, graph) if r.op != "quantize"]
     sides = {r.id: (r.op, _side(graph, r, zeros)) for r in rows}
     values: dict[str, Any] = {}
     if graph.module is not None:
