@@ -1,0 +1,1 @@
+"""Methods that put factors in the place of layers."""
