@@ -10,13 +10,12 @@ pytestmark = pytest.mark.slow
 
 RECIPE = """
 recipe: 1
-train: {epochs: 4, batch_size: 64, augment: none, optimizer: {class: SGD, lr: 0.05, momentum: 0.9},
-        lr: {class: OneCycleLR}}
+train: {epochs: 6, batch_size: 64, augment: none, optimizer: {class: Adam, lr: 0.003}}
 methods:
   conv: {lowrank: factorize, weights: conv2, scheme: tucker2, round_to: 1,
-         rank: {name: fixed, ranks: [4, 8]}, when: {at: 2ep}}
-  fc: {lowrank: factorize, weights: [fc1, fc2], rank: {name: params, ratio: 0.4}, when: {at: 2ep}}
-  int8: {quantize: qat, when: {start: 3ep}}
+         rank: {name: fixed, ranks: [4, 8]}, when: {at: 3ep}}
+  fc: {lowrank: factorize, weights: [fc1, fc2], rank: {name: params, ratio: 0.4}, when: {at: 3ep}}
+  int8: {quantize: qat, when: {start: 5ep}}
 """
 
 
