@@ -67,9 +67,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distillation")
     (folder / "net.py").write_text(NET)
     (folder / "learn.yaml").write_text(LEARN)
-    (folder / "teach.yaml").write_text(
-        f"recipe: 1\ntrain: {{epochs: 12, {ADAM}}}\n"
-    )
+    (folder / "teach.yaml").write_text(f"recipe: 1\ntrain: {{epochs: 12, {ADAM}}}\n")
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
         teacher = compress(TEACHER, "teach.yaml", "teacher", "--data", "digits")
