@@ -92,10 +92,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        keys = [k for k in COLUMNS if k != "operator"]
-        operators = [
-            {"operator": o.id, **dict(zip(keys, _line(o)[1:], strict=True))} for o in self.operators
-        ]
+        operators = [dict(zip(COLUMNS, _line(o), strict=True)) for o in self.operators]
         return {"one": vars(self.one), "other": vars(self.other), "operators": operators}
 
 

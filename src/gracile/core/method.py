@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gracile import registry
 from gracile.core.schedule import When
+from gracile.errors import BindError
 
 M = TypeVar("M", bound="type[Method]")
 
@@ -109,6 +110,24 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; called after `on_attach`."""
+
+
+def refuse_loss_scaling(m: Method, s: Any, what: str) -> None:
+    """For methods with an optimizer of their own: the Session scales losses for the user's only.
+
+    Args:
+        m: the method.
+        s: the Session.
+        what: "its codebooks, which have an optimizer of their own".
+
+    Raises:
+        BindError: the recipe trains with autocast: fp16.
+    """
+    if s.recipe.train.autocast == "fp16":
+        raise BindError(
+            f"'{m.id}': the loss scaling of autocast: fp16 does not reach {what}. Use autocast: "
+            "bf16."
+        )
 
 
 def method(verb: str, name: str, *, source: str) -> Callable[[M], M]:

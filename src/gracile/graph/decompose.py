@@ -103,11 +103,7 @@ def prove_decomposition(
     if graph.module is None:
         raise BindError(f"no layer can be taken apart: {graph.reason}")
     whole: Any = bare_copy(SharedModule(graph.module, copied_graph(graph)[0]))
-    verify._no_dropout(whole)
-    inputs = [as_inputs(x) for x in examples]
-    dtype, double = torch.float32, verify._in_double(whole, inputs[0])
-    if double is not None:
-        dtype, whole, inputs = torch.float64, double, [verify._double(x) for x in inputs]
+    dtype, whole, inputs = verify.to_compare(whole, examples)
     apart = decomposed(capture(whole, inputs[0], check=False), edits, inputs[0])
     apart = copy.deepcopy(apart)  # so that buffers are not counted twice
     tolerance = verify.TOLERANCE[dtype]

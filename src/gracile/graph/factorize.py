@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from gracile.core.plan import Factorize
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
-from gracile.graph.capture import as_inputs, bare_copy
+from gracile.graph.capture import bare_copy
+from gracile.graph.skip import forget
 from gracile.nn.chain import build, layer_of
 from gracile.nn.schemes import chain_of, product
 
@@ -84,11 +85,7 @@ def prove_factorization(
         VerificationError: the two differ.
     """
     whole: nn.Module = bare_copy(model)
-    verify._no_dropout(whole)
-    inputs = [as_inputs(x) for x in examples]
-    dtype, double = torch.float32, verify._in_double(whole, inputs[0])
-    if double is not None:
-        dtype, whole, inputs = torch.float64, double, [verify._double(x) for x in inputs]
+    dtype, whole, inputs = verify.to_compare(whole, examples)
     for edit in edits:
         module = _layer(whole, edit)
         layer = layer_of(module)
@@ -96,8 +93,9 @@ def prove_factorization(
         weight = product(chain, [_double(f) for f in factors[edit.at]], layer)
         with torch.no_grad():
             module.get_parameter("weight").copy_(weight)
-    exact = {at: [_double(f) for f in fs] for at, fs in factors.items()}
-    chained = factorized(bare_copy(whole), edits, exact if double is not None else factors)
+    if dtype == torch.float64:
+        factors = {at: [_double(f) for f in fs] for at, fs in factors.items()}
+    chained = factorized(bare_copy(whole), edits, factors)
     try:
         worst, checks = verify._compare(whole, chained, [], inputs, dtype)
     except (verify._Different, AttributeError) as e:
@@ -129,10 +127,9 @@ def _exchange(
 ) -> None:
     """New parameters in the place of old ones; none join where the old ones were not trained."""
     gone = {id(p) for p in old}
-    for group in optimizer.param_groups:
-        kept = [p for p in group["params"] if id(p) not in gone]
-        if len(kept) < len(group["params"]):
-            group["params"][:] = [*kept, *new]
-            new = ()
-    for p in old:
-        optimizer.state.pop(p, None)
+    home = next(
+        (g for g in optimizer.param_groups if any(id(p) in gone for p in g["params"])), None
+    )
+    if home is not None:
+        home["params"].extend(new)
+    forget(optimizer, old)

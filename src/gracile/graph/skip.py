@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from gracile.core.plan import Skip
 from gracile.errors import BindError, UserError, VerificationError
 from gracile.graph import verify
-from gracile.graph.capture import as_inputs, bare_copy
+from gracile.graph.capture import bare_copy
 from gracile.graph.depth import blocks, check_block, dead_nodes, vanishing
 from gracile.graph.graph import Graph
 from gracile.graph.shared_module import SharedModule, copied_graph
@@ -56,7 +56,7 @@ def leave_out(
     module.recompile()
     if optimizer is not None:
         kept = {id(p) for p in module.parameters()}
-        _forget(optimizer, [p for p in model.parameters() if id(p) not in kept])
+        forget(optimizer, [p for p in model.parameters() if id(p) not in kept])
     return module
 
 
@@ -81,11 +81,7 @@ def prove_skips(
     source, _ = _copied(graph)
     whole: Any = bare_copy(source)
     verify._fill_zero_parameters(whole)
-    verify._no_dropout(whole)
-    inputs = [as_inputs(x) for x in examples]
-    dtype, double = torch.float32, verify._in_double(whole, inputs[0])
-    if double is not None:
-        dtype, whole, inputs = torch.float64, double, [verify._double(x) for x in inputs]
+    dtype, whole, inputs = verify.to_compare(whole, examples)
     masked, skipped = copy.deepcopy(whole), whole
     _multiply_by_zero(masked, cut)
     skipped = leave_out(whole, edits, Graph(_twins(graph, whole), graph.how, module=whole))
@@ -184,7 +180,8 @@ def _holder(source: nn.Module) -> nn.Module:
     return out
 
 
-def _forget(optimizer: torch.optim.Optimizer, gone: Sequence[nn.Parameter]) -> None:
+def forget(optimizer: torch.optim.Optimizer, gone: Sequence[nn.Parameter]) -> None:
+    """Take parameters, and what an optimizer keeps of them, out of it."""
     lost = {id(p) for p in gone}
     for group in optimizer.param_groups:
         group["params"][:] = [p for p in group["params"] if id(p) not in lost]

@@ -88,11 +88,7 @@ def prove(
         VerificationError: the models differ, or the model makes no finite numbers.
     """
     _fill_zero_parameters(model)
-    _no_dropout(model)
-    inputs = [as_inputs(x) for x in examples]
-    dtype, double = torch.float32, _in_double(model, inputs[0])
-    if double is not None:
-        dtype, model, inputs = torch.float64, double, [_double(x) for x in inputs]
+    dtype, model, inputs = to_compare(model, examples)
     masked, sliced = copy.deepcopy(model), model
     mask_removed(masked, edits)
     cut(sliced, edits)
@@ -460,6 +456,26 @@ def _together(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     if any(t.shape[0] == 1 for t in batch):
         return tuple(torch.cat([t, t.roll(1, dims=-1) if t.ndim > 1 else t]) for t in batch)
     return batch
+
+
+def to_compare(
+    model: nn.Module, examples: Sequence[Inputs]
+) -> tuple[torch.dtype, nn.Module, list[tuple[Tensor, ...]]]:
+    """The arithmetic of a proof, float64 where the model runs in it, and model and inputs in it.
+
+    Args:
+        model: a copy that may be changed; its dropouts are turned off.
+        examples: input batches.
+
+    Raises:
+        UserError: the model does not run on an example.
+    """
+    _no_dropout(model)
+    inputs = [as_inputs(x) for x in examples]
+    double = _in_double(model, inputs[0])
+    if double is None:
+        return torch.float32, model, inputs
+    return torch.float64, double, [_double(x) for x in inputs]
 
 
 def _in_double(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:

@@ -140,12 +140,12 @@ def in_batches(
     found: dict[Any, Point] = {}
     done = 0
     while done < len(units):
-        batch = [units[done]]
-        while done + len(batch) < len(units) and len(batch) < TOGETHER:
-            batch.append(units[done + len(batch)])
-            if sum(map(size, batch)) > 1:
-                batch.pop()
+        batch, filled = [units[done]], size(units[done])
+        for unit in units[done + 1 : done + TOGETHER]:
+            filled += size(unit)
+            if filled > 1:
                 break
+            batch.append(unit)
         pairs = {}
         for unit in batch:
             try:

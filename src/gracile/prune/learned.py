@@ -139,11 +139,7 @@ class LearnedMasks(core.Method):
         Raises:
             BindError: autocast: fp16, or a `freeze` at which nothing could be frozen.
         """
-        if s.recipe.train.autocast == "fp16":
-            raise BindError(
-                f"'{self.id}': the loss scaling of autocast: fp16 does not reach what it learns, "
-                "which has an optimizer of its own. Use autocast: bf16."
-            )
+        core.refuse_loss_scaling(self, s, "what it learns, which has an optimizer of its own")
         self.session = s
         self.learned = learned
         self.frozen = False

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gracile.core import method as core
 from gracile.core.plan import Bits
 from gracile.core.schedule import TimeField
 from gracile.distribute.collective import average_gradients
@@ -128,11 +129,7 @@ class LearnedQuantizer(TrainedQuantizer):
                 f"'{self.id}': freeze: {freeze} must be after the start ({self.options.start}), or "
                 "nothing is learned."
             )
-        if s.recipe.train.autocast == "fp16":
-            raise BindError(
-                f"'{self.id}': the loss scaling of autocast: fp16 does not reach what it learns, "
-                "which has an optimizer of its own. Use autocast: bf16."
-            )
+        core.refuse_loss_scaling(self, s, "what it learns, which has an optimizer of its own")
         if s.optimizer is None and self.options.range_lr is None:
             raise BindError(
                 f"'{self.id}' follows the learning rate of the training, and the Session was given "

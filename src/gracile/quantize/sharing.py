@@ -73,11 +73,8 @@ class Sharing(core.Method):
     Options: ClassVar[type[core.Options]] = SharingOptions
 
     def on_attach(self, s: Any) -> None:
-        if self._tunes() and s.recipe.train.autocast == "fp16" and not self.options.when.at_end:
-            raise BindError(
-                f"'{self.id}': the loss scaling of autocast: fp16 does not reach its codebooks, "
-                "which have an optimizer of their own. Use autocast: bf16."
-            )
+        if self._tunes() and not self.options.when.at_end:
+            core.refuse_loss_scaling(self, s, "its codebooks, which have an optimizer of their own")
         self.session = s
         self.shared: dict[str, Shared] = {}
         self.addresses = self._addresses(s)

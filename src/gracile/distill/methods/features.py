@@ -118,10 +118,9 @@ class FeatureDistillation(Taught):
         super().on_attach(s)
         (self.teacher,) = self.teachers
         self.meta = registry.get("feature_loss", self.options.loss.name).meta
-        if self.meta["regressor"] and s.recipe.train.autocast == "fp16":
-            raise BindError(
-                f"'{self.id}': the loss scaling of autocast: fp16 does not reach its regressors, "
-                "which have an optimizer of their own. Use autocast: bf16."
+        if self.meta["regressor"]:
+            core.refuse_loss_scaling(
+                self, s, "its regressors, which have an optimizer of their own"
             )
         self.session = s
         self.graph, self.found = s.graph, follow(s.model, s.graph)
