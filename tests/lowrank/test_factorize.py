@@ -177,6 +177,36 @@ def test_masked_weights_are_factorized_as_they_are_seen():
     assert not s.mask_edits("m")
 
 
+def test_a_block_with_factors_in_it_may_be_left_out_later():
+    class Residual(Net):
+        def forward(self, x):
+            x = torch.relu(self.bn(self.stem(x)))
+            x = torch.relu(self.wide(x))
+            return self.head((x + self.grouped(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    s = session(Residual(), weights="grouped", rank={"name": "fixed", "share": 0.5}, round_to=1)
+    s.apply([Factorize(by="r", at="grouped", scheme="svd", ranks=(3,))], factors=given(s))
+    (block,) = s.blocks
+    s.skip(block.id, by="d")
+    assert "grouped" not in dict(s.model.named_modules())
+
+
+def given(s):
+    """Factors of the layer `grouped`, of rank 3."""
+    from gracile.lowrank.scheme import factorize
+
+    module = s.model.grouped
+    return {"grouped": factorize("svd", module.weight.detach(), layer_of(module), (3,))}
+
+
+def test_what_is_predicted_stays_fixed():
+    rank = {"name": "fixed", "share": 0.1}
+    model = session(net(), weights="wide", scheme="denil", rank=rank).finish().model
+    fixed = [not layer.weight.requires_grad for layer in model.wide]
+    assert fixed == [True, *[False] * (len(fixed) - 1)]
+
+
 def test_what_no_layer_takes_is_refused_at_bind():
     with pytest.raises(BindError, match="no layer of Net can be factorized by 'tucker2'"):
         session(net(), weights="head", scheme="tucker2")

@@ -93,11 +93,12 @@ class Factorization(core.Method):
         self.done = max(self.done, wanted)
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
-        for edit in s.plan.of_kind("factorize"):
-            if edit.by == self.id:
-                parameters = [m for m in s.model.get_submodule(edit.at) if hasattr(m, "weight")]
+        modules = dict(s.model.named_modules())
+        for edit in edits:
+            if edit.kind == "factorize" and edit.by == self.id and edit.at in modules:
+                layers = [m for m in modules[edit.at].children() if hasattr(m, "weight")]
                 for k in fixed_of(edit.scheme):
-                    parameters[k].weight.requires_grad_(False)
+                    layers[k].weight.requires_grad_(False)
 
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         return [("module", _path(a)) for a in self.chosen]
