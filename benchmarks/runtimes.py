@@ -8,7 +8,7 @@ PyTorch choose the same class of 16 random images. IQR is of all inferences.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +17,11 @@ from benchmarks.cell import ROUNDS, Cell, Values, once, template, value_fields
 from benchmarks.networks import SHAPES, compressed, inputs, written
 from gracile import capture
 from gracile.analyze.cost import totals
+from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import load
 from gracile.benchmark.timing import compare
 from gracile.core.record import Record
+from gracile.core.result import Result
 from gracile.export import parity
 from gracile.units import human_bytes, human_count
 
@@ -79,35 +81,53 @@ def cells() -> Iterator[Cell]:
 
 
 def measure(network: str, runtime: str, threads: int) -> Values:
-    """Export the variants, compare them with PyTorch, and time them in turn."""
+    """Compare the variants' artifacts with PyTorch, and time them in turn."""
     out: dict[tuple[str, str], dict[str, object]] = {}
     x = inputs(SHAPES[network], IMAGES)
-    with TemporaryDirectory() as folder:
-        loaded = {}
-        for variant, device in RUNTIMES[runtime].items():
-            recipe = variant.removesuffix(" compiled").removesuffix(" qnnpack")
-            result = compressed(network, recipe, PROFILES.get(runtime, runtime))
-            artifact = written(result, runtime, Path(folder) / variant, x[:2])
-            one = load(artifact, threads=threads, hint="f32", batch=1, device=device)
-            report = parity.check(result.model, one, x)
-            if report.first_bad is not None:
-                parity.require(report, result.plan)
-            convolutions = [k for k in one.kernels() if k.is_convolution]
-            figures = {
-                "macs": totals(result.model, capture(result.model, x[:2])).macs,
-                "artifact_bytes": artifact.size_bytes,
-                "convolutions": len(convolutions),
-                "convolutions_integer": sum(k.is_integer for k in convolutions),
-                "off_by": _off_by(report),
-                "cosine": report.cosine,
-                "agreement": report.agreement,
-            }
-            out |= {(metric, variant): once(value) for metric, value in figures.items()}
-            loaded[variant] = one
-        for r in compare(loaded, rounds=ROUNDS, batch=1):
-            if r.metric in METRICS:
-                out[r.metric, r.subject["model"]] = value_fields(r)
+    loaded = {}
+    _, exported = _exported(network, runtime)
+    for variant, device in RUNTIMES[runtime].items():
+        result, artifact = exported[_recipe(variant)]
+        one = load(artifact, threads=threads, hint="f32", batch=1, device=device)
+        report = parity.check(result.model, one, x)
+        if report.first_bad is not None:
+            parity.require(report, result.plan)
+        convolutions = [k for k in one.kernels() if k.is_convolution]
+        figures = {
+            "macs": totals(result.model, capture(result.model, x[:2])).macs,
+            "artifact_bytes": artifact.size_bytes,
+            "convolutions": len(convolutions),
+            "convolutions_integer": sum(k.is_integer for k in convolutions),
+            "off_by": _off_by(report),
+            "cosine": report.cosine,
+            "agreement": report.agreement,
+        }
+        out |= {(metric, variant): once(value) for metric, value in figures.items()}
+        loaded[variant] = one
+    for r in compare(loaded, rounds=ROUNDS, batch=1):
+        if r.metric in METRICS:
+            out[r.metric, r.subject["model"]] = value_fields(r)
     return out
+
+
+@lru_cache(maxsize=1)
+def _exported(
+    network: str, runtime: str
+) -> tuple[TemporaryDirectory[str], dict[str, tuple[Result, Artifact]]]:
+    """The artifacts of each recipe, written once for all numbers of threads; they go with the
+    folder."""
+    folder = TemporaryDirectory()
+    x = inputs(SHAPES[network], 2)
+    found = {}
+    for recipe in dict.fromkeys(map(_recipe, RUNTIMES[runtime])):
+        result = compressed(network, recipe, PROFILES.get(runtime, runtime))
+        found[recipe] = result, written(result, runtime, Path(folder.name) / recipe, x)
+    return folder, found
+
+
+def _recipe(variant: str) -> str:
+    """What was done to the network, however it is run."""
+    return variant.removesuffix(" compiled").removesuffix(" qnnpack")
 
 
 def _off_by(report: parity.ParityReport) -> float:

@@ -35,6 +35,11 @@ RUNTIMES = ("openvino", "onnxruntime")
 AT_END = {"at": "end"}
 EVERY_CONV = ["type:Conv2d", "!conv1.weight"]
 LSQ = {"quantize": "lsq", "edges_bits": 8, "when": {"start": "0ep"}}
+RANK = {
+    scheme: {"lowrank": "factorize", "weights": EVERY_CONV, "scheme": scheme,
+             "rank": {"name": "macs", "ratio": 0.5}, "when": START}
+    for scheme in ("tucker2", "scheme2")
+}  # fmt: skip
 ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "trained on": ("nothing", {}),
     "85 % of the weights (AGP, LAMP)": ("zeros", UNSTRUCTURED["AGP, LAMP"]),
@@ -66,6 +71,9 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "product quantization": ("sharing", {"s": {"quantize": "product", "correct": True,
                                                "when": AT_END}}),
+    "half of the MACs (Tucker-2)": ("rank", {"r": RANK["tucker2"]}),
+    "half of the MACs (3x1, then 1x3)": ("rank", {"r": RANK["scheme2"]}),
+    "half of the MACs (Tucker-2), then INT8": ("together", {"r": RANK["tucker2"], **INT8}),
     "half of the MACs, then INT8": (
         "together", {**STRUCTURED["L1, layer by layer"], **INT8},
     ),
