@@ -7,12 +7,15 @@ fill their last block and widths that do not are two staircases.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
 
 PERIODS = (1, 2, 4, 8, 16, 32, 64)
 SIMPLER = 1.25  # the simplest whose error is within this factor of the best is taken
+PRICED = 1.1  # by so much a price for partial blocks has to fit better
+LEAST_ERROR = 1e-3  # of the median time; closer is exact
 KEPT = 0.9  # of the widths; those that fit worst were disturbed
 LEAST = 8  # widths without which no curve can be told from another
 FITS = 3
@@ -40,6 +43,7 @@ class Stair:
 
         >>> [Stair(8).canonical(w) for w in (1, 8, 9)]
         [8, 8, 16]
+
         Of widths that leave a block partly empty, one just above half of it, as what is more than
         half of a vector often costs a little more than what is less.
 
@@ -77,7 +81,9 @@ def detect(times: Mapping[int, float]) -> Stair:
 
     Every candidate is a curve (a parabola) over what it says the time follows: the width, the
     blocks, or the blocks with a price for one that is not full. They are compared by their mean
-    error, without the worst tenth and for the numbers that were free.
+    error, without the worst tenth and for the numbers that were free. Once blocks are found, a
+    price for those that are not full is taken if it fits somewhat better: missing it makes every
+    such width too cheap, and taking it in vain only costs measurements.
 
     Args:
         times: width -> ms; widths of at least two blocks of the periods to find, several in each.
@@ -93,8 +99,11 @@ def detect(times: Mapping[int, float]) -> Stair:
     for stair in _candidates():
         if 2 * stair.period <= widths[-1] - widths[0] + 1:
             errors[stair] = _error(stair, widths, ms)
-    allowed = max(min(errors.values()) * SIMPLER, 1e-3 * float(np.median(ms)))
-    return next(s for s, e in errors.items() if e <= allowed)
+    floor = LEAST_ERROR * float(np.median(ms))
+    allowed = max(min(errors.values()) * SIMPLER, floor)
+    found = next(s for s, e in errors.items() if e <= allowed)
+    priced = Stair(found.period, tail=True)
+    return priced if errors.get(priced, inf) * PRICED < errors[found] > floor else found
 
 
 def _candidates() -> list[Stair]:
