@@ -7,9 +7,11 @@ channels cut in between, integers at the end; and that the finished run no longe
 import json
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from gracile.cli.main import main
+from gracile.data.sets import open_data
 from gracile.recipe.load import loads
 from gracile.train.job import Job
 from gracile.train.run import bind
@@ -122,3 +124,20 @@ def test_learning_from_random_weights_is_warned_of(place):
     recipe = loads("recipe: 1\ntrain: {epochs: 1}\nmethods:\n  kd: {distill: kd}\n", name="r")
     s = bind(Job(model=TEACHER, data="digits", recipe=recipe, out=place[0] / "x", progress=False))
     assert [code for code, _ in s.warnings] == ["untrained-teacher"]
+
+
+def test_a_student_learns_from_pictures_that_nobody_labelled(place, monkeypatch):
+    folder, _, _ = place
+    monkeypatch.chdir(folder)
+    pictures = folder / "pictures" / "train" / "unknown"
+    pictures.mkdir(parents=True)
+    digits = open_data("digits").train
+    for k, pixels in enumerate(digits.images(range(900)).roll(1, dims=3)):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(pictures / f"{k}.png")
+    (folder / "transfer.yaml").write_text(
+        f'recipe: 1\ndata: {{transfer: "imagefolder:{folder / "pictures"}"}}\n'
+        f"train: {{epochs: 10, {ADAM}}}\nmethods:\n  kd: {{distill: kd, alpha: 0, "
+        f"teacher: {{model: {TEACHER}, weights: teacher/model.safetensors}}}}\n"
+    )
+    student = compress(STUDENT, "transfer.yaml", "taught", "--data", "digits")
+    assert student["after"]["top1"] > 0.7

@@ -69,6 +69,25 @@ class Subset:
         return self.base.images(self.rows[torch.as_tensor(rows, dtype=torch.long)])
 
 
+class Unlabelled:
+    """The images of another set, all of class 0.
+
+    Args:
+        base: the set.
+    """
+
+    def __init__(self, base: ImageSet):
+        self.base = base
+        self.labels = torch.zeros(len(base), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def images(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """The pixels of some rows."""
+        return self.base.images(rows)
+
+
 @dataclass(frozen=True)
 class Source:
     """What a registered data set returns: its splits as they are on disk.
@@ -101,7 +120,8 @@ class DataBundle:
         mean, std: per channel, of pixels scaled to [0, 1].
         sha: hash of the content and of the choice of rows.
         notes: which rows each part is, for the report: ``{"test": "test rows 5000-9999"}``.
-        augmentation: the Loader's `augment` that suits these images.
+        augmentation: the Loader's `augment` that suits the images that are trained on.
+        transfer: images without labels to train on in the place of `train`, if there are.
     """
 
     name: str
@@ -118,3 +138,4 @@ class DataBundle:
     sha: str
     notes: Mapping[str, str] = field(default_factory=dict)
     augmentation: str = "standard"
+    transfer: ImageSet | None = None

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from gracile import registry
 from gracile.core.kinds import check_options
 from gracile.core.state import sha256
-from gracile.data.bundle import DataBundle, ImageSet, Source, Subset
+from gracile.data.bundle import DataBundle, ImageSet, Source, Subset, Unlabelled
 from gracile.data.splits import Part, choose
 from gracile.errors import UserError
 
@@ -26,7 +26,8 @@ def open_data(
         spec: a registered name, its location and options: `digits`, `cifar10`, `parquet:DIR`,
             `imagefolder:DIR?size=224`.
         recipe_data: the recipe's `data` section: `train`, `val`, `test`, `calibration` (see
-            `splits.choose`), `mean`, `std` (per channel, of pixels in [0, 1]; default ImageNet's).
+            `splits.choose`), `transfer` (another data set, whose training images are used without
+            their labels), `mean`, `std` (per channel, of pixels in [0, 1]; default ImageNet's).
         seed: of the recipe; decides which rows an automatic split takes.
 
     Raises:
@@ -42,6 +43,7 @@ def open_data(
     data = dict(recipe_data or {})
     parts = choose({s: images.labels for s, images in source.splits.items()}, data, seed)
     shape = _shape(spec, source.splits)
+    transfer = _transfer(data["transfer"], source, shape) if data.get("transfer") else None
     return DataBundle(
         name=name,
         spec=spec,
@@ -54,9 +56,10 @@ def open_data(
         shape=shape,
         mean=_per_channel("mean", data.get("mean"), MEAN[shape[0]]),
         std=_per_channel("std", data.get("std"), STD[shape[0]]),
-        sha=_sha(source, parts, options),
-        notes={use: part.note for use, part in parts.items()},
-        augmentation=source.augmentation,
+        sha=_sha(source, parts, options, transfer),
+        notes={use: part.note for use, part in parts.items()} | _transfer_note(data, transfer),
+        augmentation=(transfer or source).augmentation,
+        transfer=Unlabelled(_training_images(transfer)) if transfer else None,
     )
 
 
@@ -109,6 +112,41 @@ def _per_channel(key: str, value: Any, default: tuple[float, ...]) -> tuple[floa
     return tuple(float(v) for v in numbers)
 
 
-def _sha(source: Source, parts: Mapping[str, Part], options: Mapping[str, Any]) -> str:
+def _transfer(spec: str, source: Source, shape: tuple[int, ...]) -> Source:
+    """The transfer set, which must not hold the rows that are tested on."""
+    try:
+        found = _open(spec)[1]
+    except UserError as e:
+        raise type(e)(f"recipe: data.transfer: {e}") from None
+    if found.sha == source.sha:
+        raise UserError(
+            f"recipe: data.transfer: '{spec}' is the data set of the run itself. Name another, or "
+            "leave transfer out: the training rows can teach without their labels as well "
+            "(distill: kd, alpha: 0)."
+        )
+    theirs = _shape(spec, found.splits)
+    if theirs != shape:
+        raise UserError(
+            f"recipe: data.transfer: images of '{spec}' are {theirs}, of the data {shape} "
+            "(channels, height, width); add ?size=PIXELS or ?channels=3."
+        )
+    return found
+
+
+def _training_images(source: Source) -> ImageSet:
+    return source.splits.get("train") or next(iter(source.splits.values()))
+
+
+def _transfer_note(data: Mapping[str, Any], transfer: Source | None) -> dict[str, str]:
+    if transfer is None:
+        return {}
+    count = len(_training_images(transfer))
+    return {"transfer": f"{data['transfer']}, {count} images without labels, in the place of train"}
+
+
+def _sha(
+    source: Source, parts: Mapping[str, Part], options: Mapping[str, Any], transfer: Source | None
+) -> str:
     rows = {use: [p.base, sha256(p.rows.numpy().tobytes())] for use, p in sorted(parts.items())}
-    return sha256(json.dumps([source.sha, options, rows], sort_keys=True))
+    identity = [source.sha, options, rows, *([transfer.sha] if transfer else [])]
+    return sha256(json.dumps(identity, sort_keys=True))

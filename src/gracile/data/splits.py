@@ -14,7 +14,7 @@ from torch import Tensor
 from gracile.core.state import derive_seed
 from gracile.errors import BindError, UserError, nearest
 
-KEYS = ("train", "val", "test", "calibration", "mean", "std")
+KEYS = ("train", "val", "test", "calibration", "transfer", "mean", "std")
 AUTO_VAL = 0.1  # share of the training rows
 CALIBRATION = 300
 ROWS = re.compile(r"(train|val|test)(?:\[(-?\d*):(-?\d*)\])?")

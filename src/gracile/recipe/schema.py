@@ -173,6 +173,8 @@ class Data(_Section):
         test: rows the final numbers are measured on; null is the data set's own choice.
         train: rows to train on; null is all that are not for validation.
         calibration: how many training images (or which rows) set the quantization ranges.
+        transfer: a data set whose images are trained on in the place of the training rows; their
+            labels are not used, so a teacher has to answer (`distill: kd`, `alpha: 0`).
         mean, std: per channel; null is the data set's own.
     """
 
@@ -180,6 +182,7 @@ class Data(_Section):
     test: _rows() = None  # type: ignore[valid-type]
     train: _rows() = None  # type: ignore[valid-type]
     calibration: _rows(count=True) = 300  # type: ignore[valid-type]
+    transfer: str | None = Field(default=None, min_length=1)
     mean: tuple[float, ...] | None = Field(default=None, min_length=1)
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
 

@@ -56,6 +56,34 @@ def at_train(recipe: Recipe, key: str) -> Iterator[None]:
         raise type(e)(f"{place(recipe, 'train', key)}: {e}") from None
 
 
+def check_transfer(recipe: Recipe) -> None:
+    """Refuse images without labels where not every answer comes from a teacher.
+
+    Raises:
+        BindError: with the place of `data.transfer`, and what the recipe has to say besides.
+    """
+    if recipe.data.transfer is None:
+        return
+    entries = recipe.methods.values()
+    taught = [e for e in entries if (e.verb, e.method) == ("distill", "kd")]
+    problem = None
+    if recipe.train.epochs == 0:
+        problem = "and train.epochs is 0: nothing is trained. Set train: {epochs: N}."
+    elif not any(e.options.alpha == 0 and e.options.when is None for e in taught):
+        problem = (
+            "so a teacher has to answer all through training: write {distill: kd, alpha: 0} "
+            "without 'when', or leave transfer out."
+        )
+    else:
+        losses = [e.options.loss.name for e in taught]
+        asking = [x for x in losses if "labels" in registry.get("kd_loss", x).meta["needs"]]
+        if asking:
+            problem = f"and loss '{asking[0]}' needs labels. Take loss: soft."
+    if problem is not None:
+        where = place(recipe, "data", "transfer")
+        raise BindError(f"{where}: data.transfer: its images have no labels, {problem}")
+
+
 def check_needs(
     methods: list[Method],
     recipe: Recipe,

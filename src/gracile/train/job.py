@@ -25,7 +25,7 @@ from gracile.errors import UserError
 from gracile.models.spec import ModelSpec, load_weights, resolve
 from gracile.recipe.schema import Recipe
 from gracile.recipe.teachers import ORIGINAL, comes_trained
-from gracile.train.bind import place
+from gracile.train.bind import check_transfer, place
 from gracile.train.loop import bar, make_optimizer
 from gracile.train.outcome import versions
 from gracile.train.session import Session
@@ -78,6 +78,7 @@ class Workplace:
             parse_target(r)
         if job.hint not in HINTS:
             raise UserError(f"--hint must be one of {', '.join(HINTS)}, got '{job.hint}'.")
+        check_transfer(job.recipe)
         self.bundle = _open_data(job)
         self.device = _device(job.device)
         self.spec = self.fresh()
@@ -153,7 +154,7 @@ class Workplace:
     def train_loader(self) -> Loader:
         train = self.job.recipe.train
         return self._loader(
-            self.bundle.train,
+            self.bundle.transfer or self.bundle.train,
             train.batch_size,
             seed=self.job.recipe.seed,
             shuffle=True,
