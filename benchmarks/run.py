@@ -25,6 +25,7 @@ from benchmarks import (
     csr,
     distillation,
     dynamic,
+    factorial,
     fakequant,
     hints,
     integer_proof,
@@ -73,6 +74,7 @@ BENCHMARKS: dict[str, Any] = {
         qat,
         qat_step,
         techniques,
+        factorial,
         distillation,
     )
 }

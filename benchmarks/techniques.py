@@ -8,30 +8,16 @@ zeros or shared values make that smaller. Where a runtime takes no such artifact
 below the table.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
-from math import nan
-from pathlib import Path
 from typing import Any
 
-from benchmarks.cell import MANY_ROUNDS, Cell, Values, once, template, value_fields
-from benchmarks.pruning import DATA, NETWORK, SHAPE, WEIGHTS, job
+from benchmarks.cell import Cell
+from benchmarks.compressing import by_row, columns, heads, outcome, reasons, templates
 from benchmarks.pruning_methods import INT8, START, STRUCTURED, UNSTRUCTURED
-from gracile.benchmark.timing import compare
 from gracile.core.record import Record
-from gracile.core.result import Result
-from gracile.errors import GracileError
-from gracile.export import parity
-from gracile.train.evaluate import predict_module, score
-from gracile.train.job import Workplace
-from gracile.train.loop import fit
-from gracile.train.packing import packed
-from gracile.units import human_bytes
 
 NAME = "techniques"
-RUNTIMES = ("openvino", "onnxruntime")
 AT_END = {"at": "end"}
 EVERY_CONV = ["type:Conv2d", "!conv1.weight"]
 LSQ = {"quantize": "lsq", "edges_bits": 8, "when": {"start": "0ep"}}
@@ -78,95 +64,20 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "together", {**STRUCTURED["L1, layer by layer"], **INT8},
     ),
 }  # fmt: skip
-METRICS = {"top1": "%", "file_bytes": "bytes"}
-TIMES = {"latency_ms": "ms", "speedup": "ratio"}
 
 
 def cells() -> Iterator[Cell]:
     """A cell for each row; times of both runtimes in it."""
-    facts = {"batch": 1, "shape": SHAPE, "split": "test[:5000]", "precision_hint": "f32"}
-    for row in ROWS:
-        records = [template(NAME, NETWORK, metric, unit, row, **facts)
-                   for metric, unit in METRICS.items()]  # fmt: skip
-        for runtime in RUNTIMES:
-            records += [
-                template(NAME, NETWORK, f"{metric} {runtime}", unit, row, runtime=runtime, **facts)
-                for metric, unit in TIMES.items()
-            ]
+    for row, (_, methods) in ROWS.items():
         notes: dict[str, Any] = {}
-        run = partial(measure, row, notes)
-        yield Cell(NAME, row, "full", tuple(records), run, notes, anywhere=True)
-
-
-def measure(row: str, notes: dict[str, Any]) -> Values:
-    """Compress, score, export to each runtime and time beside the dense network.
-
-    Raises:
-        UserError: the data or the weights are not there.
-    """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        asked = replace(job(NETWORK, WEIGHTS, DATA, ROWS[row][1], Path(folder)), runtimes=RUNTIMES)
-        at = Workplace(asked)
-        fit(at.session, at.train_loader(), val=lambda: at.batches("val"), progress=False)
-        result = at.session.finish()
-        top1 = 100 * score(*predict_module(result.model, at.batches("test"))).top1
-        found["top1", row] = once(top1)
-        tensors = {**result.model.state_dict(), **result.tensors}
-        sizes = [sum(t.nbytes for t in packed(tensors, result.plan).tensors.values())]
-        for runtime in RUNTIMES:
-            times = {metric: once(nan) for metric in TIMES}
-            try:
-                size, times = _timed(at, result, runtime, Path(folder) / runtime)
-                sizes += [size] if runtime == "onnxruntime" else []
-            except GracileError as e:
-                notes[runtime] = str(e)
-            found |= {(f"{metric} {runtime}", row): v for metric, v in times.items()}
-        found["file_bytes", row] = once(min(sizes))
-    return found
-
-
-def _timed(
-    at: Workplace, result: Result, runtime: str, folder: Path
-) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Size of the artifact, and its times beside the dense network's."""
-    loaded = {}
-    for which, r in (("dense", at.dense_result), ("compressed", result)):
-        artifact = at.exported(runtime, r, folder / which)
-        loaded[which] = at.load(runtime, artifact, r.model)
-        report = parity.check(r.model, loaded[which], at.parity_inputs())
-        parity.require(report, r.plan)
-    rows = {(r.subject["model"], r.metric): r for r in compare(loaded, rounds=MANY_ROUNDS)}
-    times = {metric: value_fields(rows["compressed", metric]) for metric in TIMES}
-    return artifact.size_bytes, times
+        run = partial(outcome, row, methods, notes)
+        yield Cell(NAME, row, "full", templates(NAME, row), run, notes, anywhere=True)
 
 
 def table(records: Iterable[Record], texts: Mapping[str, Any]) -> list[str]:
     """Markdown: one row for each technique, by family."""
-    rows: dict[str, dict[str, Record]] = {}
-    for r in records:
-        rows.setdefault(r.subject["variant"], {})[r.metric] = r
-    heads = ("family", "technique", "top-1 (%)", "file", *(f"{r} (ms)" for r in RUNTIMES),
-             *(f"{r}, times faster" for r in RUNTIMES))  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 2)}"]
+    rows = by_row(records)
+    lines = heads("family", "technique")
     for name in (n for n in ROWS if n in rows):
-        row = rows[name]
-        cells = (
-            ROWS[name][0], name, f"{row['top1'].value:.2f}", human_bytes(row["file_bytes"].value),
-            *(_ms(row[f"latency_ms {r}"]) for r in RUNTIMES),
-            *(_ratio(row[f"speedup {r}"]) for r in RUNTIMES),
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    for name, why in texts.items():
-        lines += ["", *(f"{name}, {runtime}: {text}" for runtime, text in why.items())]
-    return lines
-
-
-def _ms(r: Record) -> str:
-    return "" if r.value != r.value else f"{r.value:.3f}"
-
-
-def _ratio(r: Record) -> str:
-    if r.value != r.value:
-        return "not taken"
-    return f"{r.value:.2f} [{r.ci95[0]:.2f}, {r.ci95[1]:.2f}]" if r.ci95 else f"{r.value:.2f}"
+        lines.append(f"| {' | '.join((ROWS[name][0], name, *columns(rows[name])))} |")
+    return [*lines, *reasons(texts)]
