@@ -2,11 +2,11 @@
 
 ResNet-20 (`resnet20-cifar10jpeg`), data `cifar10-jpeg`, one epoch each, seed 0, scored on test rows
 0 to 4,999. "Prune": a third of the MACs, whole channels by L1; "rank": Tucker-2 to two thirds of
-the MACs of each layer; "bits": INT8 learned from the last third on; "distil": answers of the network
-as it came. Both cuts are made before training, in the order that the row names; where bits come
-first, cuts are made a third of the way, with quantizers in place. Times of one image, one thread,
-beside the network that nothing was done to, in the same rounds. What a recipe is refused for stands
-below.
+the MACs of each layer; "bits": INT8 learned from the last third on; "distil": answers of the
+network as it came. Both cuts are made before training, in the order that the row names; where bits
+come first, cuts are made a third of the way, with quantizers in place. Times of one image, one
+thread, beside the network that nothing was done to, in the same rounds. What a recipe is refused
+for stands below.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,6 +1,7 @@
 """Capture: ids, operators, parameters and shapes, whatever way the model was seen."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -83,6 +84,12 @@ def test_a_functional_convolution_reads_like_a_module():
     assert node.params == {"weight": "w", "bias": "b"}
     assert (node.attrs["stride"], node.attrs["kernel_size"]) == ((2, 2), (3, 3))
     assert node.inputs == ("x",)
+
+
+def test_a_captured_network_can_be_sent_to_another_process():
+    module = capture(Net().eval(), X).module
+    there = pickle.loads(pickle.dumps(module))
+    assert torch.equal(there(X), module(X))
 
 
 def test_ids_survive_recapture_deepcopy_and_instrument():

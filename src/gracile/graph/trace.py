@@ -39,7 +39,7 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, whole: Collection[str]):
+    def __init__(self, whole: Collection[str] = ()):
         super().__init__()
         self.whole = whole
 
