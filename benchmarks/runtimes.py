@@ -48,7 +48,6 @@ PROFILES = {"pytorch": "portable"}
 THREADS = (1, 2)
 ONE_NUMBER_OF_THREADS = ("executorch",)  # for all programs of a process
 IMAGES = 16
-Exported = Mapping[str, tuple[Result, Artifact]]  # recipe -> network, artifact
 METRICS = {
     "latency_ms": "ms",
     "speedup": "ratio",
@@ -86,14 +85,14 @@ def cells() -> Iterator[Cell]:
 
 def measure(network: str, runtime: str, threads: int) -> Values:
     """Compare the variants' artifacts with PyTorch, and time them in turn."""
-    _, exported = _exported(network, runtime)
     if runtime not in ONE_NUMBER_OF_THREADS:
-        return _figures(network, runtime, threads, exported)
+        return _figures(network, runtime, threads)
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-        return apart.submit(_figures, network, runtime, threads, exported).result()
+        return apart.submit(_figures, network, runtime, threads).result()
 
 
-def _figures(network: str, runtime: str, threads: int, exported: Exported) -> Values:
+def _figures(network: str, runtime: str, threads: int) -> Values:
+    _, exported = _exported(network, runtime)
     out: dict[tuple[str, str], dict[str, object]] = {}
     x = inputs(SHAPES[network], IMAGES)
     loaded = {}
@@ -122,7 +121,9 @@ def _figures(network: str, runtime: str, threads: int, exported: Exported) -> Va
 
 
 @lru_cache(maxsize=1)
-def _exported(network: str, runtime: str) -> tuple[TemporaryDirectory[str], Exported]:
+def _exported(
+    network: str, runtime: str
+) -> tuple[TemporaryDirectory[str], dict[str, tuple[Result, Artifact]]]:
     """The artifacts of each recipe, written once for all numbers of threads; they go with the
     folder."""
     folder = TemporaryDirectory()
