@@ -320,6 +320,21 @@ def factors_of(net: nn.Sequential) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
+def drawn(chain: Chain, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random factors for a chain, scaled so that what it gives is as large as what it reads.
+
+    Args:
+        chain: whose shapes they have; orders of channels are kept as they are.
+        generator: draws them.
+    """
+    out = []
+    for factor in _empty(chain, None):
+        if factor.is_floating_point():
+            factor.normal_(generator=generator).div_(max(1, factor[0].numel()) ** 0.5)
+        out.append(factor)
+    return tuple(out)
+
+
 def _placed(bias: Tensor, after: Sequence[nn.Module]) -> Tensor:
     """A bias before the channels are put into another order."""
     for module in reversed(after):
