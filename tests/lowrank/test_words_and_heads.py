@@ -146,8 +146,10 @@ def test_what_an_embedding_cannot_be_is_said():
 
 def test_a_table_that_is_also_the_head_stays_whole():
     torch.manual_seed(0)
-    model = WordLSTM(30, 16, 16, 1, tied=True, dropout=0.0)
-    with pytest.raises(BindError, match=r"'encoder\.weight': its weight is .*tied"):
+    model = WordLSTM(num_classes=30, embedding=16, hidden=16, layers=1, dropout=0.0, tied=True)
+    with pytest.raises(
+        BindError, match=r"'encoder\.weight': its weight is also 'decoder\.weight'; a tied"
+    ):
         session(model, IDS, weights="encoder", rank={"name": "params", "ratio": 0.5})
 
 
@@ -170,3 +172,13 @@ def test_a_session_factorizes_separate_projections_by_their_data():
     s = begun(session(Separate(), TOKENS, scheme="svd_data", rank=rule))
     assert {e.at for e in s.plan.of_kind("factorize")} <= {"q", "k", "v", "out"}
     assert sum(p.numel() for p in s.model.parameters() if p.dim() > 1) <= 0.5 * 4 * 256
+
+
+def test_attention_as_one_module_stays_whole_and_says_how_it_could_not():
+    torch.manual_seed(0)
+    s = begun(session(Whole(), TOKENS, rank={"name": "fixed", "share": 0.2}))
+    assert [e.at for e in s.plan.of_kind("factorize")] == ["head"]
+    whys = {a: why for a, _, _, reason, why, _ in s.notes if reason == "unsupported"}
+    assert "write them as linear layers" in whys["attention.in_proj_weight"]
+    with pytest.raises(BindError, match=r"'attention\.out_proj\.weight': .* linear layers"):
+        session(Whole(), TOKENS, weights="attention.out_proj")

@@ -31,7 +31,7 @@ def refusal(model: nn.Module, at: str) -> str | None:
     named = model.named_parameters(remove_duplicate=False)
     owners = [n for n, p in named if p is module.weight and n != f"{at}.weight"]
     if owners:
-        return f"its weight is also '{owners[0]}'"
+        return f"its weight is also '{owners[0]}'; a tied weight stays whole, give each its own"
     if type(module) not in TAKEN:
         return f"{type(module).__name__} computes something of its own"
     return None

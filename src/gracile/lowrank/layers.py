@@ -6,8 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from gracile.analyze.responses import LAYERS, Responses
+from gracile.graph.decompose import ATTENTION
 from gracile.graph.graph import Graph, Node
 from gracile.nn.chain import Layer, Size
+
+WHOLE_ATTENTION = (
+    "nn.MultiheadAttention reads its projections itself; write them as linear layers (q, k, v and "
+    "out, with scaled_dot_product_attention), which are factorized one by one"
+)
 
 
 def layers(s: Any) -> dict[str, Node]:
@@ -26,6 +32,10 @@ def _readers(s: Any) -> dict[str, Node | str]:
         if "weight" in node.params:
             calls.setdefault(node.params["weight"], []).append(node)
     out: dict[str, Node | str] = {}
+    for node in s.graph.of_op(*ATTENTION):
+        for name, address in node.params.items():
+            if name.endswith("weight"):
+                out[address] = WHOLE_ATTENTION
     for address, nodes in calls.items():
         modules = {n.module for n in nodes}
         if modules == {path_of(address)}:
@@ -33,7 +43,8 @@ def _readers(s: Any) -> dict[str, Node | str]:
         else:
             names = ", ".join(f"'{n.id}'" for n in nodes)
             out[address] = (
-                f"its weight is read by {names}, not by one layer alone; a tied weight stays whole"
+                f"its weight is read by {names}, not by one layer alone; a tied weight stays whole, "
+                "give each its own"
             )
     return out
 

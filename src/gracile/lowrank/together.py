@@ -8,9 +8,12 @@ from torch import Tensor
 
 from gracile.core.kinds import kernel_options
 from gracile.errors import BindError, UserError
+from gracile.graph.graph import Node
 from gracile.lowrank.budget import check_options
 from gracile.lowrank.candidates import Candidate, Ranks, ladder, response_error
+from gracile.lowrank.faster import Faster
 from gracile.lowrank.layers import layers, path_of, size_of, sums, weight_of
+from gracile.lowrank.predicted import Predicted
 from gracile.lowrank.scheme import factorize, needs_of
 from gracile.nn.chain import Chain, Layer, Size, layer_of
 from gracile.nn.schemes import chain_of, product
@@ -40,10 +43,14 @@ class Together:
         asked = {n: rule.options.get(n, p.default) for n, p in known.items()}
         self.of, self.by = asked["of"], asked["by"]
         self.count: int = asked["candidates"]
+        self.predicted: Predicted | None = None
         check_options(asked["ratio"], self.of, self.by, self.count)
 
-    def check(self, s: Any, addresses: Sequence[str]) -> None:
+    def check(self, s: Any, addresses: Sequence[str], faster: Faster | None = None) -> None:
         """Before training: refuse a budget that no ranks keep to, and a loss that nobody gave.
+
+        Args:
+            s, addresses, faster: see `ranks`.
 
         Raises:
             BindError: says which.
@@ -51,18 +58,21 @@ class Together:
         if self.by == "loss":
             s.loss_for(self.method)
         try:
-            self._pick(self._tables(s, addresses))
+            self._pick(self._tables(s, addresses, faster))
         except UserError as e:
             raise BindError(f"'{self.method.id}': {e}") from None
 
-    def ranks(self, s: Any, addresses: Sequence[str]) -> dict[str, Ranks | None]:
+    def ranks(
+        self, s: Any, addresses: Sequence[str], faster: Faster | None = None
+    ) -> dict[str, Ranks | None]:
         """Weight -> ranks, None where the layer stays whole.
 
         Args:
             s: the Session.
             addresses: of weights; what is no layer any more is left out.
+            faster: the table of latencies, where the budget is one.
         """
-        tables = self._judged(s, self._tables(s, addresses))
+        tables = self._judged(s, self._tables(s, addresses, faster))
         picks = self._pick(tables)
         return {a: tables[a][k].ranks for a, k in zip(tables, picks, strict=True)}
 
@@ -70,18 +80,22 @@ class Together:
         picks: list[int] = self.rule.fn(list(tables.values()))
         return picks
 
-    def _tables(self, s: Any, addresses: Sequence[str]) -> Tables:
+    def _tables(self, s: Any, addresses: Sequence[str], faster: Faster | None) -> Tables:
         """What every layer may become and what that costs; errors are not known yet."""
         nodes, out = layers(s), {}
         for address in (a for a in addresses if a in nodes):
             layer = layer_of(s.model.get_submodule(path_of(address)))
             size = size_of(s, nodes[address], layer)
             ways = ladder(self.scheme.name, layer, size, self.count, self.period)
-            chains = {r: chain_of(self.scheme.name, layer, r) for r in ways}
-            out[address] = [
-                Candidate(None, self._cost(layer, size)),
-                *(Candidate(r, self._cost(chain, size)) for r, chain in chains.items()),
-            ]
+            chains = [chain_of(self.scheme.name, layer, r) for r in ways]
+            if self.of == "latency":
+                assert faster is not None
+                self.predicted = self.predicted or Predicted(faster)
+                whole, *costs = self.predicted.ms(layer, chains, _shape(s, nodes[address]))
+            else:
+                whole, *costs = (self._cost(c, size) for c in (layer, *chains))
+            made = (Candidate(r, c) for r, c in zip(ways, costs, strict=True) if c < whole)
+            out[address] = [Candidate(None, whole), *made]
         return out
 
     def _cost(self, what: Layer | Chain, size: Size) -> float:
@@ -118,3 +132,10 @@ class Together:
         factors = factorize(self.scheme.name, weight, layer, c.ranks, evidence, **options)
         near: Tensor = product(chain_of(self.scheme.name, layer, c.ranks), factors, layer)
         return near
+
+
+def _shape(s: Any, node: Node) -> tuple[int, ...]:
+    """Of what a layer reads."""
+    shape = s.graph[node.inputs[0]].shape
+    assert shape is not None
+    return tuple(shape)

@@ -18,6 +18,7 @@ from gracile.graph.graph import Node
 from gracile.lowrank.candidates import Ranks, work
 from gracile.lowrank.factorizers.svd import svd_matrices
 from gracile.lowrank.factorizers.svd_data import whitened
+from gracile.lowrank.faster import Faster, LatencyTable
 from gracile.lowrank.layers import layers, path_of, shared, size_of, sums, weight_of
 from gracile.lowrank.reconstruct import reconstruct
 from gracile.lowrank.rounding import rounded_up
@@ -43,6 +44,8 @@ class FactorizeOptions(core.Options):
         round_to: ranks are rounded up to multiples of this; default 8 where they count channels.
         whitened: rules by singular values look at those of the layer's responses on calibration
             data, not at those of its weight; for the schemes svd, svd_data and svd_response.
+        latency: a table of `gracile latency measure`; a layer whose factors it does not predict to
+            be faster stays whole. `gracile.lowrank.faster.LatencyRef` has its keys.
         fit: fit the factors to what the layer gave in the original network, over calibration data.
         when: the firings; over several of them layers are factorized in equal parts, in the order
             of the network.
@@ -54,7 +57,14 @@ class FactorizeOptions(core.Options):
     round_to: int | None = Field(default=None, ge=1)
     whitened: bool = False
     fit: bool = False
+    latency: LatencyTable | None = None
     when: When
+
+    @model_validator(mode="after")
+    def _table(self) -> Self:
+        if self.rank.options.get("of") == "latency" and self.latency is None:
+            raise FieldError("rank: of: latency needs a table. Write latency: FILE.")
+        return self
 
     @model_validator(mode="after")
     def _whitened(self) -> Self:
@@ -94,6 +104,8 @@ class Factorization(core.Method):
             self.needs = frozenset({"calibration", "teacher"})
 
     def on_attach(self, s: Any) -> None:
+        ref = self.options.latency
+        self.faster = None if ref is None else Faster(ref, s.recipe.path)
         self.done = 0  # of `chosen`
         self.ranks: dict[str, Ranks | None] | None = None  # what a rule for all layers chose
         wanted = self.options.weights
@@ -117,11 +129,11 @@ class Factorization(core.Method):
                 f"'{self.options.scheme.name}': {first}"
             )
         if self.together is not None:
-            self.together.check(s, self.chosen)
+            self.together.check(s, self.chosen, self.faster)
 
     def on_fire(self, s: Any, progress: float) -> None:
         if self.together is not None and self.ranks is None:
-            self.ranks = self.together.ranks(s, self.chosen)
+            self.ranks = self.together.ranks(s, self.chosen, self.faster)
         wanted = ceil(progress * len(self.chosen) - 1e-9)
         for address in self.chosen[self.done : wanted]:
             if address in s.parameter_names:
@@ -172,10 +184,10 @@ class Factorization(core.Method):
             ((_, seen),) = sums(s, self, [address])
         try:
             ranks = self._ranks(address, weight, layer, size, seen)
+            chain = chain_of(scheme, layer, ranks)
         except UserError as e:
             s.note(address, "structure", "kept", "no_gain", str(e), self.id)
             return
-        chain = chain_of(scheme, layer, ranks)
         if work(chain, size) >= work(layer, size):
             what = "parameters" if layer.lookup else "MACs"
             why = f"{_spelled(ranks)} would need {work(chain, size):,} of {work(layer, size):,} "
@@ -188,6 +200,10 @@ class Factorization(core.Method):
         if o.fit:
             factors = reconstruct(chain, factors, layer, seen["gram"], seen["cross"])
         edit = Factorize(by=self.id, at=path, scheme=scheme, ranks=ranks)
+        why = self.faster and self.faster.verdict(s, [edit], {path: factors})
+        if why:
+            s.note(address, "structure", "kept", "no_gain", f"{_spelled(ranks)}: {why}", self.id)
+            return
         s.apply([edit], factors={path: factors})
 
     def _ranks(
