@@ -29,6 +29,7 @@ from benchmarks import (
     hints,
     integer_proof,
     latency_model,
+    lowrank,
     one_bit,
     oneshot,
     pipeline,
@@ -73,6 +74,7 @@ BENCHMARKS: dict[str, Any] = {
         qat,
         qat_step,
         techniques,
+        lowrank,
         distillation,
     )
 }

@@ -351,6 +351,8 @@ def test_grids_alone_undone_leave_the_factors_with_their_floats(factored):
 def test_what_hangs_on_factors_goes_with_them(factored, tmp_path):
     with pytest.raises(UserError, match=r"operators of 'inner' are quantized.* all of 'int8'"):
         undo(factored.open(), ["rank"])
+    with pytest.raises(UserError, match=r"took of .*has no values .*factorized by 'rank'"):
+        undo(factored.open(), ["thinner", "int8"])
     run = make(tmp_path, NONE, text=ALONE, more=INSIDE).open()
     with pytest.raises(UserError, match=r"the factors of 'inner' were changed by .*'more' as well"):
         undo(run, ["rank"])

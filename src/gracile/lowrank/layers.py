@@ -43,8 +43,8 @@ def _readers(s: Any) -> dict[str, Node | str]:
         else:
             names = ", ".join(f"'{n.id}'" for n in nodes)
             out[address] = (
-                f"its weight is read by {names}, not by one layer alone; a tied weight stays whole, "
-                "give each its own"
+                f"its weight is read by {names}, not by one layer alone; a tied weight stays "
+                "whole, give each its own"
             )
     return out
 

@@ -26,6 +26,7 @@ from gracile.core.replan import Maps, pick, without
 from gracile.errors import UserError, VerificationError
 from gracile.graph import surgery
 from gracile.graph.additions import structural, units_of
+from gracile.graph.depth import covers
 from gracile.graph.expand import merged
 from gracile.graph.surgery import verified_apply
 from gracile.graph.verify import Proof
@@ -135,7 +136,7 @@ def _check_apart(dropped: Iterable[Any], left: Sequence[Any]) -> None:
         if e.kind not in ("decompose", "factorize"):
             continue
         for other in left:
-            at = next((a for a in _touched(other) if a.startswith(f"{e.at}.")), None)
+            at = _touched_in(other, e.at)
             if other.kind == "bits" and at is not None:
                 raise UserError(
                     f"edit {e.id}: operators of '{e.at}' are quantized, '{at}' the first; undo all "
@@ -152,9 +153,7 @@ def _check_factors(dropped: Iterable[Any], plan: Plan, drop: Collection[int]) ->
     """Factors stay only as they are: what a cut took from them has no values to come back with."""
     for f in (e for k, e in enumerate(plan) if e.kind == "factorize" and k not in drop):
         for e in dropped:
-            if not isinstance(e, (Remove, Add)):
-                continue
-            at = next((m.at for m in e.group if m.at.startswith(f"{f.at}.")), None)
+            at = _touched_in(e, f.at) if isinstance(e, (Remove, Add, Skip)) else None
             if at is not None:
                 raise UserError(
                     f"edit {e.id}: what it took of '{at}' has no values to come back with, as "
@@ -162,10 +161,16 @@ def _check_factors(dropped: Iterable[Any], plan: Plan, drop: Collection[int]) ->
                 )
 
 
-def _touched(edit: Any) -> list[str]:
+def _touched_in(edit: Any, home: str) -> str | None:
+    """The first address in a layer that an edit is about; None if it is about others."""
+    if isinstance(edit, Skip):
+        inside = (g for g in edit.gone if g.startswith(f"{home}."))
+        return home if covers(edit.gone, home) else next(inside, None)
     if isinstance(edit, (Remove, Add)):
-        return [m.at for m in edit.group]
-    return [edit.at] if hasattr(edit, "at") else []
+        addresses = [m.at for m in edit.group]
+    else:
+        addresses = [edit.at] if hasattr(edit, "at") else []
+    return next((a for a in addresses if a.startswith(f"{home}.")), None)
 
 
 def _whole(e: Factorize) -> tuple[str, str]:
