@@ -93,7 +93,7 @@ class Together:
                 self.predicted = self.predicted or Predicted(faster)
                 whole, *costs = self.predicted.ms(layer, chains, _shape(s, nodes[address]))
             else:
-                whole, *costs = (self._cost(c, size) for c in (layer, *chains))
+                whole, costs = self._cost(layer, size), [self._cost(c, size) for c in chains]
             made = (Candidate(r, c) for r, c in zip(ways, costs, strict=True) if c < whole)
             out[address] = [Candidate(None, whole), *made]
         return out

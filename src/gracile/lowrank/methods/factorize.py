@@ -200,10 +200,12 @@ class Factorization(core.Method):
         if o.fit:
             factors = reconstruct(chain, factors, layer, seen["gram"], seen["cross"])
         edit = Factorize(by=self.id, at=path, scheme=scheme, ranks=ranks)
-        why = self.faster and self.faster.verdict(s, [edit], {path: factors})
-        if why:
-            s.note(address, "structure", "kept", "no_gain", f"{_spelled(ranks)}: {why}", self.id)
-            return
+        if self.faster is not None:
+            slower = self.faster.verdict(s, [edit], {path: factors})
+            if slower is not None:
+                slower = f"{_spelled(ranks)}: {slower}"
+                s.note(address, "structure", "kept", "no_gain", slower, self.id)
+                return
         s.apply([edit], factors={path: factors})
 
     def _ranks(
