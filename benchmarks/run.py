@@ -30,6 +30,7 @@ from benchmarks import (
     hints,
     integer_proof,
     latency_model,
+    lowrank,
     one_bit,
     oneshot,
     pipeline,
@@ -75,6 +76,7 @@ BENCHMARKS: dict[str, Any] = {
         qat_step,
         techniques,
         factorial,
+        lowrank,
         distillation,
     )
 }

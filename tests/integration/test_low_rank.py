@@ -52,8 +52,13 @@ def test_it_is_smaller_and_learns_and_runs_the_same(run):
     assert set(result["parity"]) == {"onnxruntime", "openvino"}
 
 
-def test_the_run_is_exported_again_and_undo_says_why_not(run, tmp_path, capsys):
+def test_the_run_is_exported_again_and_a_layer_comes_back(run, tmp_path, capsys):
     out = str(tmp_path / "again")
     assert main(["export", str(run), "--runtime", "onnxruntime", "--out", out]) == 0
     assert main(["undo", str(run), "--step", "conv"]) == 2
-    assert "of kind 'factorize', which this version cannot replay" in capsys.readouterr().err
+    assert "undo all of 'int8'" in capsys.readouterr().err
+    undone = tmp_path / "undone"
+    call = ["undo", str(run), "--step", "conv", "--step", "int8", "--out", str(undone)]
+    assert main(call) == 0
+    edits = json.loads((undone / "plan.json").read_text())["edits"]
+    assert [e["at"] for e in edits] == ["fc1", "fc2"]

@@ -167,7 +167,9 @@ def test_a_shuffle_has_no_tensor():
 
 
 def test_wrong_layers_factors_and_ranks_are_named():
-    with pytest.raises(UserError, match=r"only Linear, Conv1d and Conv2d.*ConvTranspose2d"):
+    with pytest.raises(
+        UserError, match=r"only Linear, Conv1d, Conv2d and Embedding.*ConvTranspose2d"
+    ):
         layer_of(nn.ConvTranspose2d(2, 2, 3))
     with pytest.raises(UserError, match=r"groups must divide.*3 groups"):
         Layer(4, 4, (3, 3), groups=3)

@@ -212,3 +212,62 @@ def test_what_no_layer_takes_is_refused_at_bind():
         session(net(), weights="head", scheme="tucker2")
     chain = chain_of("svd", layer_of(net().wide), (8,))
     assert [layer.weight_shape for layer in chain.layers] == [(8, 16, 3, 3), (24, 8, 1, 1)]
+
+
+def test_a_bias_joins_the_group_of_the_old_bias():
+    model = net()
+    decayed = [p for n, p in model.named_parameters() if p.dim() > 1]
+    others = [p for n, p in model.named_parameters() if p.dim() == 1]
+    recipe = Recipe.build(
+        methods={"r": {"lowrank": "factorize", "weights": ["wide", "head"], "when": {"at": "0ep"},
+                       "rank": {"name": "fixed", "share": 0.25}, "round_to": 1}},
+        train={"epochs": 1},
+    )  # fmt: skip
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, 0.1)
+    s = Session(model, recipe, optimizer, example=X, steps_per_epoch=1)
+    s.on_epoch_begin(0)
+    names = {id(p): n for n, p in s.model.named_parameters()}
+    first, second = ({names[id(p)] for p in g["params"]} for g in optimizer.param_groups)
+    assert {"wide.0.weight", "wide.1.weight", "head.0.weight"} <= first
+    assert {"wide.1.bias", "head.1.bias"} <= second
+    assert not {n for n in first if n.endswith("bias")}
+
+
+def test_a_frozen_bias_stays_frozen():
+    model = net()
+    model.wide.bias.requires_grad_(False)
+    made = session(model, weights="wide", rank={"name": "fixed", "share": 0.25}).finish().model
+    assert not made.wide[1].bias.requires_grad
+    assert made.wide[1].weight.requires_grad
+
+
+@pytest.mark.parametrize("rule", ["energy", "evbmf"])
+def test_whitened_ranks_are_those_of_the_responses(rule):
+    """Inputs of which one channel alone is alive: responses have rank 9, the kernel's area."""
+    x = torch.zeros(4, 16, 12, 12)
+    x[:, 3] = X[:, 0]
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.head = nn.Conv2d(16, 24, 3, padding=1), nn.Linear(24, 10)
+
+        def forward(self, x):
+            return self.head(self.wide(x).mean((2, 3)))
+
+    def rank(**more):
+        torch.manual_seed(0)
+        options = {"share": 0.9999} if rule == "energy" else {"least": 1}
+        entry = {"lowrank": "factorize", "weights": "wide", "scheme": "svd_data", "round_to": 1,
+                 "rank": {"name": rule, **options}, "when": {"at": "end"}, **more}  # fmt: skip
+        model = One()
+        recipe = Recipe.build(methods={"r": entry}, train={"epochs": 0})
+        made = Session(model, recipe, example=x, calibration=[x], epochs=0).finish()
+        edits = made.plan.of_kind("factorize")
+        return edits[0].ranks[0] if edits else 24
+
+    assert rank(whitened=True) <= 9
+    assert rank(whitened=True) < rank() or rule == "evbmf"
+    with pytest.raises(UserError, match=r"whitened is for the rules energy and evbmf"):
+        session(net(), whitened=True)

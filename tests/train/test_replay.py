@@ -283,3 +283,95 @@ def test_cuts_of_a_random_network_are_not_judged(random_start):
 def test_an_unknown_metric_is_refused(untrained):
     with pytest.raises(UserError, match="one of top1, top5, loss, got 'f1'"):
         bisect(untrained.open(), "f1", 1, say=lambda text: None)
+
+
+# ------------------------------------------------------------------ factorized layers
+
+RANKS = """\
+recipe: 1
+train: {{epochs: {epochs}, batch_size: 32, optimizer: {{class: SGD, lr: 0.05}}}}
+data: {{train: "train[:96]", val: "train[100:150]", test: "test[:20]", calibration: 64}}
+methods:
+  thinner: {{prune: structure, ratio: 0.25, when: {{at: {first}}}}}
+  rank: {{lowrank: factorize, weights: [inner, head], scheme: svd, round_to: 1,
+         rank: {{name: fixed, share: 0.3}}, when: {{at: {then}}}}}
+"""
+INT8 = "  int8: {quantize: ptq}\n"
+ALONE = "\n".join(line for line in RANKS.split("\n") if "thinner" not in line)
+INSIDE = "  more: {prune: structure, ratio: 0.3, when: {at: end}}\n"
+FEW = {"epochs": 2, "first": "0ep", "then": "1ep"}
+NONE = {"epochs": 0, "first": "end", "then": "end"}
+
+
+@pytest.fixture(scope="module")
+def factored(tmp_path_factory) -> Made:
+    return make(tmp_path_factory.mktemp("factored"), FEW, text=RANKS, more=INT8)
+
+
+def test_a_factorization_undone_gives_the_original_layer_back(factored):
+    run = factored.open()
+    done = undo(run, ["rank", "int8"])
+    assert {e.kind for e in done.plan} == {"remove"}
+    assert done.proof is not None
+    maps, original = done.plan.to_original(), run.original()
+    for name in ("inner.weight", "head.weight"):
+        value = original.get_parameter(name)
+        for dim in (0, 1):
+            if (name, dim) in maps:
+                value = value.index_select(dim, torch.tensor(maps[name, dim]))
+        assert torch.equal(done.model.get_parameter(name), value)
+    assert torch.equal(done.model.bn.running_mean, run.stored["bn.running_mean"])
+    assert "mixed" in [code for code, _ in done.warnings]
+
+
+def test_an_untrained_run_without_its_factorizations_is_the_original(tmp_path):
+    made = make(tmp_path, NONE, text=RANKS)
+    run = made.open()
+    done = undo(run, ["thinner", "rank"])
+    assert torch.equal(done.model(run.example), run.original()(run.example))
+    again = undo(run, ["rank"])
+    kept = again.plan.to_original()["inner.weight", 0]
+    assert again.model.inner.weight.shape[0] == len(kept) < 8
+
+
+def test_one_factorization_undone_leaves_the_other_as_it_is(factored):
+    run = factored.open()
+    ids = [e.id for e in run.plan.of_kind("factorize") if e.at == "head"]
+    done = undo(run, [*ids, "int8"])
+    assert [e.at for e in done.plan.of_kind("factorize")] == ["inner"]
+    floats = run.floats("inner.0.weight")
+    assert torch.equal(done.model.get_parameter("inner.0.weight"), floats)
+
+
+def test_grids_alone_undone_leave_the_factors_with_their_floats(factored):
+    done = undo(factored.open(), ["int8"])
+    assert {e.kind for e in done.plan} == {"remove", "factorize"}
+
+
+def test_what_hangs_on_factors_goes_with_them(factored, tmp_path):
+    with pytest.raises(UserError, match=r"operators of 'inner' are quantized.* all of 'int8'"):
+        undo(factored.open(), ["rank"])
+    with pytest.raises(UserError, match=r"took of .*has no values .*factorized by 'rank'"):
+        undo(factored.open(), ["thinner", "int8"])
+    run = make(tmp_path, NONE, text=ALONE, more=INSIDE).open()
+    with pytest.raises(UserError, match=r"the factors of 'inner' were changed by .*'more' as well"):
+        undo(run, ["rank"])
+    with pytest.raises(UserError, match=r"has no values to come back with.*undo e\d as well"):
+        undo(run, ["more"])
+
+
+def test_factors_that_reorder_channels_keep_their_order(tmp_path):
+    text = ALONE.replace("[inner, head], scheme: svd", "inner, scheme: monochromatic").replace(
+        "share: 0.3", "ranks: [2]"
+    )
+    run = make(tmp_path, FEW, text=text, more=INT8).open()
+    before = loaded(run)
+    done = undo(run, ["int8"])
+    orders = [m.source for m in done.model.modules() if hasattr(m, "source")]
+    assert orders
+    assert orders == [m.source for m in before.modules() if hasattr(m, "source")]
+
+
+def test_bisect_says_that_factors_cannot_be_made_again(factored):
+    with pytest.raises(UserError, match=r"factorized 'inner'.*`gracile undo` leaves"):
+        bisect(factored.open(), "top1", 1.0, say=lambda text: None)

@@ -218,3 +218,28 @@ def test_a_block_is_not_undone_where_what_it_reads_was_cut_after_it(tmp_path):
     assert [e.kind for e in opened.plan][:2] == ["skip", "skip"]
     with pytest.raises(VerificationError, match="Leave out the later steps"):
         undo(opened, ["shallow"])
+
+
+def test_a_block_left_out_with_factors_in_it_comes_back_with_them_or_not_at_all(tmp_path):
+    net, file = tmp_path / "net.py", tmp_path / "w.safetensors"
+    net.write_text(NET)
+    torch.manual_seed(3)
+    save_file(resolve(f"{net}:Net?num_classes=10").model.state_dict(), file)
+    methods = (
+        "  rank: {lowrank: factorize, weights: [blocks.0, blocks.1, blocks.2], round_to: 1,\n"
+        "         rank: {name: fixed, share: 0.4}, when: {at: 0ep}}\n"
+        "  shallow: {prune: depth, count: 2, when: {at: 0ep}}\n"
+    )
+    text = RECIPE.format(epochs=1, methods=methods)
+    recipe = loads("\n".join(x for x in text.split("\n") if "int8" not in x), name="r.yaml")
+    model = f"{net}:Net"
+    run(Job(model=model, data="digits", recipe=recipe, out=tmp_path / "run", weights=file,
+            progress=False))  # fmt: skip
+    opened = Made(tmp_path / "run", file).open()
+    with pytest.raises(UserError, match=r"has no values to come back with.*factorized by 'rank'"):
+        undo(opened, ["shallow"])
+    with pytest.raises(UserError, match=r"the factors of .* were changed by .*'shallow' as well"):
+        undo(opened, ["rank"])
+    done = undo(opened, ["rank", "shallow"])
+    assert len(done.plan) == 0
+    assert torch.equal(done.model.blocks[0].weight, opened.original().blocks[0].weight)

@@ -128,12 +128,19 @@ def factorizer(
     )  # fmt: skip
 
 
-def rank_rule(name: str, *, source: str) -> Callable[[F], F]:
+def rank_rule(name: str, *, source: str, joint: bool = False) -> Callable[[F], F]:
     """Register ``f(weight, layer, scheme, size, *, ...) -> ranks`` for the factorizer `scheme`.
 
     `layer` is a `gracile.nn.chain.Layer`, `size` that of its input in pixels (or tokens).
+
+    Args:
+        name, source: see `registry.register`.
+        joint: it sees all layers at once: ``f(tables, *, ratio, of, by, candidates) -> picks``,
+            one table of `gracile.lowrank.candidates.Candidate` for each layer, the first of which
+            is the layer as it is; `of` says what costs count, `by` what errors are, `candidates`
+            how many ranks are tried.
     """
-    return registry.register("rank_rule", name, source=source)
+    return registry.register("rank_rule", name, source=source, joint=joint)
 
 
 def kernel_options(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -13,6 +13,7 @@ from gracile.graph.skip import forget
 from gracile.nn.chain import build, layer_of
 from gracile.nn.schemes import chain_of, product
 
+TAKEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 Inputs = Tensor | tuple[Tensor, ...]
 Factors = Mapping[str, Sequence[Tensor]]  # path of a layer -> one for each step with a tensor
 
@@ -30,8 +31,8 @@ def refusal(model: nn.Module, at: str) -> str | None:
     named = model.named_parameters(remove_duplicate=False)
     owners = [n for n, p in named if p is module.weight and n != f"{at}.weight"]
     if owners:
-        return f"its weight is also '{owners[0]}'"
-    if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        return f"its weight is also '{owners[0]}'; a tied weight stays whole, give each its own"
+    if type(module) not in TAKEN:
         return f"{type(module).__name__} computes something of its own"
     return None
 
@@ -51,7 +52,8 @@ def factorized(
         model: changed in place.
         edits: which, in order.
         factors: the new weights; None leaves zeros, to be loaded.
-        optimizer: new parameters join the group of the old one, whose state is forgotten.
+        optimizer: new weights join the group of the old one, the new bias that of the old bias,
+            which may decay less; the state of the old ones is forgotten.
 
     Raises:
         UserError: no such layer, one that cannot be replaced, or ranks that do not fit it.
@@ -65,10 +67,14 @@ def factorized(
             given = [f.to(weight.device) for f in given]
         ours = build(chain, given, bias, dtype=weight.dtype).to(weight.device)
         ours.train(module.training).requires_grad_(weight.requires_grad)
+        if bias is not None:
+            _bias_of(ours).requires_grad_(bias.requires_grad)
         home, _, name = edit.at.rpartition(".")
         model.get_submodule(home)._modules[name] = ours
         if optimizer is not None:
-            _exchange(optimizer, list(module.parameters()), list(ours.parameters()))
+            _exchange(optimizer, weight, [p for _, p in _weights(ours)])
+            if bias is not None:
+                _exchange(optimizer, bias, [_bias_of(ours)])
     return model
 
 
@@ -111,7 +117,7 @@ def prove_factorization(
 
 def _layer(model: nn.Module, edit: Factorize) -> nn.Module:
     if (why := refusal(model, edit.at)) is not None:
-        known = [p for p, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        known = [p for p, m in model.named_modules() if type(m) in TAKEN]
         raise UserError(
             f"'{edit.at}' cannot be factorized: {why.rstrip('.')}.{nearest(edit.at, known)}"
         )
@@ -122,14 +128,20 @@ def _double(x: Tensor) -> Tensor:
     return x.detach().double() if x.is_floating_point() else x
 
 
+def _weights(chain: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in chain.named_parameters() if n.endswith("weight")]
+
+
+def _bias_of(chain: nn.Module) -> nn.Parameter:
+    return next(p for n, p in chain.named_parameters() if n.endswith("bias"))
+
+
 def _exchange(
-    optimizer: torch.optim.Optimizer, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: Sequence[nn.Parameter]
 ) -> None:
-    """New parameters in the place of old ones; none join where the old ones were not trained."""
-    gone = {id(p) for p in old}
-    home = next(
-        (g for g in optimizer.param_groups if any(id(p) in gone for p in g["params"])), None
-    )
-    if home is not None:
-        home["params"].extend(new)
-    forget(optimizer, old)
+    """New parameters in the place of an old one; none join where it was not trained."""
+    for group in optimizer.param_groups:
+        if any(p is old for p in group["params"]):
+            group["params"].extend(new)
+            break
+    forget(optimizer, [old])

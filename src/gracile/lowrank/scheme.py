@@ -28,7 +28,7 @@ def factorize(
 
     Args:
         scheme, layer, ranks: see `chain_of`.
-        weight: (outputs, inputs / groups, *kernel).
+        weight: (outputs, inputs / groups, *kernel); (inputs, outputs) of a lookup.
         evidence: what the scheme needs beyond the weight, by name (`needs_of`).
         options: of the scheme.
 
@@ -48,7 +48,10 @@ def factorize(
         raise UserError(f"'{scheme}' needs {', '.join(missing)}, which it was not given.")
     extra = [known[n] for n in needs_of(scheme)]
     entry = registry.get("factorizer", scheme)
+    weight = weight.T if layer.lookup else weight
     factors: tuple[Tensor, ...] = entry.obj(weight, layer.groups, tuple(ranks), *extra, **options)
+    if layer.lookup:
+        factors = (factors[0].T, *factors[1:])
     shapes = tuple(tuple(f.shape) for f in factors)
     if shapes != chain.shapes:
         raise ValueError(f"'{scheme}' gave factors {shapes}, its chain has {chain.shapes}.")
@@ -80,7 +83,10 @@ def matrices(scheme: str, weight: Tensor, layer: Layer) -> tuple[Tensor, ...]:
             f"the ranks of '{scheme}' are not those of a matrix, so no singular values choose "
             "them; use the rule params, macs or fixed."
         )
-    found: tuple[Tensor, ...] = entry.meta["matrices"](weight.detach().double(), layer.groups)
+    weight = weight.detach().double()
+    found: tuple[Tensor, ...] = entry.meta["matrices"](
+        weight.T if layer.lookup else weight, layer.groups
+    )
     return found
 
 

@@ -16,6 +16,7 @@ from gracile.errors import UserError
 from gracile.nn.maps import Take
 
 Size = tuple[int, ...]
+OF_NO_CONV = {"inputs", "outputs", "kernel", "lookup", "padding_idx"}
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
@@ -30,6 +31,9 @@ class Layer:
         groups: of the convolution.
         bias: whether it adds one.
         padding_mode: as torch names it.
+        lookup: an embedding: a linear layer of inputs that are numbers of rows, not vectors with
+            a single 1 in them; its weight is (inputs, outputs).
+        padding_idx: the row of a lookup that is not trained, if there is one.
 
     Raises:
         UserError: there is no such layer.
@@ -47,6 +51,8 @@ class Layer:
     groups: int = 1
     bias: bool = False
     padding_mode: str = "zeros"
+    lookup: bool = False
+    padding_idx: int | None = None
 
     def __post_init__(self) -> None:
         n = len(self.kernel)
@@ -67,7 +73,9 @@ class Layer:
 
     @property
     def weight_shape(self) -> Size:
-        """Of its weight: (outputs, inputs / groups, *kernel)."""
+        """Of its weight: (outputs, inputs / groups, *kernel); (inputs, outputs) of a lookup."""
+        if self.lookup:
+            return (self.inputs, self.outputs)
         return (self.outputs, self.inputs // self.groups, *self.kernel)
 
     @property
@@ -99,8 +107,11 @@ class Layer:
     def macs(self, size: Size) -> int:
         """Multiply-adds of one sample whose input has this many pixels along each axis.
 
-        For a linear layer, `size` is () or the numbers of positions it is applied at.
+        For a linear layer, `size` is () or the numbers of positions it is applied at. A lookup
+        needs none.
         """
+        if self.lookup:
+            return 0
         return prod(self.weight_shape) * prod(self.output_size(size))
 
     def like(
@@ -213,16 +224,27 @@ def layer_of(module: nn.Module) -> Layer:
     """The description of a linear layer or a convolution.
 
     Args:
-        module: `nn.Linear`, `nn.Conv1d` or `nn.Conv2d`.
+        module: `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Embedding`.
 
     Raises:
-        UserError: it is something else, or "same" padding is uneven, which no chain can have.
+        UserError: it is something else, "same" padding is uneven, which no chain can have, or an
+            embedding changes its rows or their gradients by rules of its own.
     """
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+            raise UserError(
+                "an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be "
+                "factorized: they are about its rows, which factors do not have."
+            )
+        return Layer(
+            module.num_embeddings, module.embedding_dim, lookup=True, padding_idx=module.padding_idx
+        )
     if isinstance(module, nn.Linear):
         return Layer(module.in_features, module.out_features, bias=module.bias is not None)
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         raise UserError(
-            f"only Linear, Conv1d and Conv2d can be factorized, got {type(module).__name__}."
+            "only Linear, Conv1d, Conv2d and Embedding can be factorized, got "
+            f"{type(module).__name__}."
         )
     spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     padding = module.padding
@@ -298,6 +320,21 @@ def factors_of(net: nn.Sequential) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
+def drawn(chain: Chain, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random factors for a chain, scaled so that what it gives is as large as what it reads.
+
+    Args:
+        chain: whose shapes they have; orders of channels are kept as they are.
+        generator: draws them.
+    """
+    out = []
+    for factor in _empty(chain, None):
+        if factor.is_floating_point():
+            factor.normal_(generator=generator).div_(max(1, factor[0].numel()) ** 0.5)
+        out.append(factor)
+    return tuple(out)
+
+
 def _placed(bias: Tensor, after: Sequence[nn.Module]) -> Tensor:
     """A bias before the channels are put into another order."""
     for module in reversed(after):
@@ -325,10 +362,12 @@ def _module(step: Step, factor: Tensor | None) -> nn.Module:
     if isinstance(step, Reorder):
         return Order(factor.tolist(), step.channels, 1)
     made: nn.Module
-    if not step.kernel:  # on the meta device nothing is drawn
+    if step.lookup:
+        made = nn.Embedding(step.inputs, step.outputs, step.padding_idx, device="meta")
+    elif not step.kernel:  # on the meta device nothing is drawn
         made = nn.Linear(step.inputs, step.outputs, bias=step.bias, device="meta")
     else:
-        names = {f.name for f in fields(Layer)} - {"inputs", "outputs", "kernel"}
+        names = {f.name for f in fields(Layer)} - OF_NO_CONV
         options: dict[str, Any] = {name: getattr(step, name) for name in names}
         conv = CONVS[len(step.kernel)]
         made = conv(step.inputs, step.outputs, step.kernel, device="meta", **options)

@@ -5,6 +5,7 @@ that a saved model is built again without the mathematics.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,8 +22,16 @@ def full_ranks(scheme: str, layer: Layer) -> tuple[int, ...]:
     Raises:
         UserError: no such scheme, or it is not for such a layer.
     """
-    full: tuple[int, ...] = registry.get("factorizer", scheme).meta["full"](layer)
+    meta = registry.get("factorizer", scheme).meta
+    full: tuple[int, ...] = meta["full"](as_linear(layer))
+    if layer.lookup and (meta["needs"] or meta["matrices"] is None or len(meta["ranks"]) > 1):
+        raise UserError(f"'{scheme}' is not for an embedding; use svd.")
     return full
+
+
+def as_linear(layer: Layer) -> Layer:
+    """A lookup as the linear layer it is, on vectors with a single 1; any other as it is."""
+    return replace(layer, lookup=False, padding_idx=None) if layer.lookup else layer
 
 
 def chain_of(scheme: str, layer: Layer, ranks: Sequence[int]) -> Chain:
@@ -46,7 +55,12 @@ def chain_of(scheme: str, layer: Layer, ranks: Sequence[int]) -> Chain:
     for name, rank, most in zip(names, ranks, full_ranks(scheme, layer), strict=True):
         if not 1 <= rank <= most:
             raise UserError(f"'{scheme}': rank '{name}' must be in 1..{most}, got {rank}.")
-    chain: Chain = meta["chain"](layer, tuple(ranks))
+    chain: Chain = meta["chain"](as_linear(layer), tuple(ranks))
+    if layer.lookup:
+        first, *rest = chain.steps
+        assert isinstance(first, Layer)
+        first = replace(first, lookup=True, padding_idx=layer.padding_idx)
+        chain = Chain((first, *rest))
     return chain
 
 
@@ -72,7 +86,9 @@ def respond(chain: Chain, factors: Sequence[Tensor], patches: Tensor) -> Tensor:
 
 
 def product(chain: Chain, factors: Sequence[Tensor], layer: Layer) -> Tensor:
-    """The weight of the layer that the chain is: (outputs, inputs / groups, *kernel)."""
+    """The weight of the layer that the chain is: of `layer.weight_shape`."""
+    if layer.lookup:  # its rows are what the others read
+        return respond(Chain(chain.steps[1:]), factors[1:], factors[0])
     size = (layer.inputs // layer.groups) * layer.area
     like = next(f for f in factors if f.is_floating_point())
     ones = torch.eye(size, dtype=like.dtype, device=like.device)

@@ -141,6 +141,12 @@ def _stretches(run: Finished) -> tuple[list[list[Point]], list[tuple[str, str]]]
     """The points in order: the cuts on the original weights, the rest on the trained ones."""
     edits = run.plan.edits
     cut = _cut(run)
+    if smaller := run.plan.of_kind("factorize"):
+        raise UserError(
+            f"{run.folder}: edit {smaller[0].id} factorized '{smaller[0].at}'; its factors were "
+            "made from weights that the run no longer has, so cuts cannot be replayed one by one "
+            "on the original. `gracile undo` leaves single steps out."
+        )
     early = next((e for e in edits[:cut] if e.kind in VALUES), None)
     if early is not None:
         raise UserError(

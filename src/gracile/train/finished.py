@@ -22,6 +22,7 @@ from gracile.graph import surgery
 from gracile.graph.additions import structural
 from gracile.graph.depth import covers
 from gracile.models.spec import architecture_sha
+from gracile.nn.chain import Order
 from gracile.nn.rounding import fake_quantize
 from gracile.quantize.binary import signed_scale
 from gracile.quantize.groups import on_groups
@@ -70,12 +71,21 @@ class Finished:
         return self.at.fresh().model.eval()
 
     def build(self, plan: Plan, values: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The network of a Plan, plain: cut, and filled with values (default: the original's)."""
+        """The network of a Plan, plain: cut, and filled with values.
+
+        Args:
+            plan: any.
+            values: of all its tensors, and the orders of channels among factors; None leaves the
+                original's, and zeros where layers were factorized.
+        """
         model = surgery.apply(self.original(), structural(plan), example=self.example)
         if values is not None:
             with torch.no_grad():
                 for name, tensor in named_tensors(model).items():
                     tensor.copy_(values[name])
+            for path, module in model.named_modules():
+                if isinstance(module, Order):
+                    module.set_extra_state(values[f"{path}._extra_state"])
         return model
 
     def quantized(self, model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -127,7 +137,9 @@ class Finished:
             if isinstance(edit, Skip):
                 values = {at: v for at, v in values.items() if not covers(edit.gone, at)}
                 continue
-            assert not isinstance(edit, Factorize)  # such a plan is not replayed
+            if isinstance(edit, Factorize):  # made after the last state: only what it gave is known
+                values = {at: v for at, v in values.items() if not at.startswith(f"{edit.at}.")}
+                continue
             for m in edit.group:
                 if m.at in values:
                     values[m.at] = values[m.at].index_select(m.dim, torch.tensor(m.keep))
@@ -211,6 +223,8 @@ def describe(edit: Any) -> str:
             return f"{edit.at}: {100 * edit.sparsity:.3g} % zeros"
         case "decompose":
             return f"{edit.at}: taken apart" + (f", {edit.steps} steps" if edit.steps else "")
+        case "factorize":
+            return f"{edit.at}: {edit.scheme}, rank {', '.join(str(r) for r in edit.ranks)}"
         case "bits":
             when = ", range found at run time" if edit.dynamic else ""
             when = f", a scale for each {edit.group} inputs" if edit.group else when

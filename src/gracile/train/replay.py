@@ -9,6 +9,8 @@ The idea is ours. What is exact, and what is not:
   back is masked and rounded like the rest of its tensor, with a scale of its own per channel.
 - A `decompose` edit undone: the layer is whole again; what is quantized inside goes with it.
 - A `skip` edit undone: the block has the original's values, as with `remove`.
+- A `factorize` edit undone: the layer is whole again, with the original's weight and bias; what was
+  done to its factors (cuts, masks, grids) must go with it.
 - Later edits take the same original channels (whole units) as before; this is proven as any cut is.
 """
 
@@ -19,13 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Add, Bits, Mask, Plan, Remove, Skip
+from gracile.core.plan import Add, Bits, Factorize, Mask, Plan, Remove, Skip
 from gracile.core.replan import Maps, pick, without
 from gracile.errors import UserError, VerificationError
+from gracile.graph import surgery
 from gracile.graph.additions import structural, units_of
+from gracile.graph.depth import covers
 from gracile.graph.expand import merged
 from gracile.graph.surgery import verified_apply
 from gracile.graph.verify import Proof
+from gracile.nn.chain import drawn, layer_of
+from gracile.nn.schemes import chain_of
 from gracile.quantize.affine import asymmetric_params, symmetric_params
 from gracile.quantize.groups import in_groups
 from gracile.train.finished import Finished, named_tensors, settled, value_edits
@@ -65,22 +71,25 @@ def undo(run: Finished, steps: Sequence[str]) -> Undone:
     """
     drop = {k for step in steps for k in pick(run.plan, step)}
     dropped = [run.plan.edits[k] for k in sorted(drop)]
-    anew = any(isinstance(e, (Remove, Add, Skip)) for e in dropped)
+    anew = any(isinstance(e, (Remove, Add, Skip, Factorize)) for e in dropped)
     original = run.original()
+    _check_apart(dropped, [e for k, e in enumerate(run.plan) if k not in drop])
+    _check_factors(dropped, run.plan, drop)
     plan = without(run.plan, drop, units_of(original, run.example))
     _check_masks(dropped, plan)
-    _check_apart(dropped, plan)
 
-    present = {
-        name: _present(run, name, plan, dropped)
-        for name in named_tensors(original)
-        if name in run.stored  # not in a block that was left out
-    }
+    keys = _keyed(run, run.plan)
+    present = {n: _present(run, n, plan, dropped) for n in run.stored if n not in keys}
     tensors = _keyed(run, plan)
     proof, grown = None, []
     if anew:
         try:
-            cut, report = verified_apply(original, structural(plan), examples=[run.example])
+            cut, report = verified_apply(
+                original,
+                structural(plan),
+                examples=[run.example],
+                factors=_stand_ins(run, structural(plan)),
+            )
         except (UserError, VerificationError) as error:
             if isinstance(error, VerificationError) and not any(e.kind == "skip" for e in dropped):
                 raise
@@ -121,15 +130,64 @@ def _check_masks(dropped: Iterable[Any], plan: Plan) -> None:
             )
 
 
-def _check_apart(dropped: Iterable[Any], plan: Plan) -> None:
+def _check_apart(dropped: Iterable[Any], left: Sequence[Any]) -> None:
+    """What happened inside a layer that comes back whole goes with it."""
     for e in dropped:
-        home = f"{e.at}." if e.kind == "decompose" else None
-        inside = [b for b in plan.of_kind("bits") if home and b.at.startswith(home)]
-        if inside:
-            raise UserError(
-                f"edit {e.id}: operators of '{e.at}' are quantized, '{inside[0].at}' the first; "
-                f"undo all of '{inside[0].by}'."
-            )
+        if e.kind not in ("decompose", "factorize"):
+            continue
+        for other in left:
+            at = _touched_in(other, e.at)
+            if other.kind == "bits" and at is not None:
+                raise UserError(
+                    f"edit {e.id}: operators of '{e.at}' are quantized, '{at}' the first; undo all "
+                    f"of '{other.by}'."
+                )
+            if e.kind == "factorize" and at is not None and at not in _whole(e):
+                raise UserError(
+                    f"edit {e.id}: the factors of '{e.at}' were changed by {other.id} "
+                    f"({other.kind}), '{at}' the first; undo all of '{other.by}' as well."
+                )
+
+
+def _check_factors(dropped: Iterable[Any], plan: Plan, drop: Collection[int]) -> None:
+    """Factors stay only as they are: what a cut took from them has no values to come back with."""
+    for f in (e for k, e in enumerate(plan) if e.kind == "factorize" and k not in drop):
+        for e in dropped:
+            at = _touched_in(e, f.at) if isinstance(e, (Remove, Add, Skip)) else None
+            if at is not None:
+                raise UserError(
+                    f"edit {e.id}: what it took of '{at}' has no values to come back with, as "
+                    f"'{f.at}' was factorized by '{f.by}'; undo {f.id} as well."
+                )
+
+
+def _touched_in(edit: Any, home: str) -> str | None:
+    """The first address in a layer that an edit is about; None if it is about others."""
+    if isinstance(edit, Skip):
+        inside = (g for g in edit.gone if g.startswith(f"{home}."))
+        return home if covers(edit.gone, home) else next(inside, None)
+    if isinstance(edit, (Remove, Add)):
+        addresses = [m.at for m in edit.group]
+    else:
+        addresses = [edit.at] if hasattr(edit, "at") else []
+    return next((a for a in addresses if a.startswith(f"{home}.")), None)
+
+
+def _whole(e: Factorize) -> tuple[str, str]:
+    """What the layer itself has, cut before it was factorized."""
+    return f"{e.at}.weight", f"{e.at}.bias"
+
+
+def _stand_ins(run: Finished, edits: Sequence[Any]) -> dict[str, tuple[Tensor, ...]]:
+    """Random factors of the right shapes: where they sit is proven, not what they are."""
+    rng, model, out = torch.Generator().manual_seed(0), run.original(), {}
+    last = max((k for k, e in enumerate(edits) if isinstance(e, Factorize)), default=-1)
+    for e in edits[: last + 1]:
+        if isinstance(e, Factorize):
+            chain = chain_of(e.scheme, layer_of(model.get_submodule(e.at)), e.ranks)
+            out[e.at] = drawn(chain, rng)
+        model = surgery.apply(model, [e], example=run.example)
+    return out
 
 
 def _check_groups(e: Mask | Bits, fresh: Tensor, tensors: dict[str, Tensor]) -> None:
@@ -182,7 +240,7 @@ def _warnings(
     run: Finished, dropped: Sequence[Any], plan: Plan, grown: Collection[str]
 ) -> list[tuple[str, str]]:
     out = []
-    if any(isinstance(e, (Remove, Skip)) for e in dropped):
+    if any(isinstance(e, (Remove, Skip, Factorize)) for e in dropped):
         if run.trained and run.pretrained:
             out.append(
                 ("mixed", "what comes back has its original values, which were not trained with "

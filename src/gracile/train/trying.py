@@ -17,8 +17,9 @@ from gracile.core.method import Method
 from gracile.core.plan import Remove
 from gracile.distribute.collective import all_reduce_sum_, average_gradients, world_size
 from gracile.graph import surgery
+from gracile.graph.capture import capture
 from gracile.graph.dependency import follow
-from gracile.graph.fork import branch_points, forked
+from gracile.graph.fork import Trial, branch_points, forked, swept
 from gracile.graph.verify import losing_statistics, mask_removed
 from gracile.train.looking import Looking, own_gradients
 
@@ -79,6 +80,38 @@ class Trying(Looking):
                     for x, y in self._labelled(m):
                         sums[name] += float(loss_of(copy(*x), y)) * len(y)
         return self._means(sums, images)
+
+    def losses_with(
+        self, m: Method, address: str, values: Sequence[Tensor], *, rows: int = 512
+    ) -> list[float]:
+        """How much the mean loss over the calibration data grows with a weight at other values.
+
+        What lies before the weight runs once for all of them.
+
+        Args:
+            m: who asks.
+            address: of a parameter; what lies over it (a mask) is taken off for its values.
+            values: each in place of what the network computes with.
+            rows: samples behind the weight that run at once.
+
+        Raises:
+            BindError: no labelled calibration data, no loss, or the forward cannot be followed.
+        """
+        loss_of = self.loss_for(m)
+        self._followed(m)
+        graph = self.graph
+        if self.overlays.addresses():
+            graph = capture(self.present().eval(), self.example)
+        assert graph.module is not None
+        trial = Trial((address,), lambda: [{address: v} for v in values])
+        sums, images = dict.fromkeys(range(-1, len(values)), 0.0), 0
+        with self._evaluating(m):
+            for x, y in self._labelled(m):
+                images += len(y)
+                for name, k, out in swept(graph.module, x, {address: trial}, rows=rows):
+                    sums[-1 if name is None else k] += float(loss_of(out, y)) * len(y)
+        means = self._means({str(k): v for k, v in sums.items()}, images)
+        return [means[str(k)] - means["-1"] for k in range(len(values))]
 
     def mean_loss(self, m: Method) -> float:
         """Mean loss over the calibration data of the network as it is.

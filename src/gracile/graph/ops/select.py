@@ -251,7 +251,7 @@ class Select(OpRule):
 class Take(OpRule):
     """A channel map: chosen indices of one dim."""
 
-    modules = ("gracile.nn.maps.Take",)
+    modules = ("gracile.nn.maps.Take", "gracile.nn.chain.Order")
     attributes = ("source", "size", "dim", "then")
 
     def flow(self, node: Node, values: Sequence[Value], flow: Flow) -> Value:

@@ -2,28 +2,36 @@
 
 from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gracile import registry
-from gracile.analyze.responses import LAYERS, Responses, is_followed
+from gracile.analyze.responses import is_followed
 from gracile.core import method as core
 from gracile.core.plan import Factorize
 from gracile.core.schedule import When
 from gracile.errors import BindError, UserError
 from gracile.graph.factorize import refusal
-from gracile.graph.graph import Graph, Node
+from gracile.graph.graph import Node
+from gracile.lowrank.candidates import Ranks, work
+from gracile.lowrank.factorizers.svd import svd_matrices
+from gracile.lowrank.factorizers.svd_data import whitened
+from gracile.lowrank.faster import Faster, LatencyTable
+from gracile.lowrank.layers import layers, path_of, shared, size_of, sums, weight_of
 from gracile.lowrank.reconstruct import reconstruct
 from gracile.lowrank.rounding import rounded_up
 from gracile.lowrank.scheme import factorize, fixed_of, needs_of
+from gracile.lowrank.together import Together
 from gracile.nn.chain import Layer, Size, layer_of
 from gracile.nn.schemes import chain_of, full_ranks
 from gracile.recipe.fields import KernelRef, Selector, kernel
+from gracile.recipe.messages import FieldError
 
 PERIOD = 8  # channels of a vector
 SUMS = ("gram", "cross")
+BY_VALUES = ("energy", "evbmf")  # rules that look at singular values
 
 
 class FactorizeOptions(core.Options):
@@ -34,6 +42,10 @@ class FactorizeOptions(core.Options):
         scheme: how a layer becomes smaller ones, a registered factorizer.
         rank: how small, a registered rank rule.
         round_to: ranks are rounded up to multiples of this; default 8 where they count channels.
+        whitened: rules by singular values look at those of the layer's responses on calibration
+            data, not at those of its weight; for the schemes svd, svd_data and svd_response.
+        latency: a table of `gracile latency measure`; a layer whose factors it does not predict to
+            be faster stays whole. `gracile.lowrank.faster.LatencyRef` has its keys.
         fit: fit the factors to what the layer gave in the original network, over calibration data.
         when: the firings; over several of them layers are factorized in equal parts, in the order
             of the network.
@@ -43,8 +55,27 @@ class FactorizeOptions(core.Options):
     scheme: KernelRef("factorizer") = Field(default_factory=lambda: kernel("factorizer", "svd"))  # type: ignore[valid-type]
     rank: KernelRef("rank_rule") = Field(default_factory=lambda: kernel("rank_rule", "macs"))  # type: ignore[valid-type]
     round_to: int | None = Field(default=None, ge=1)
+    whitened: bool = False
     fit: bool = False
+    latency: LatencyTable | None = None
     when: When
+
+    @model_validator(mode="after")
+    def _table(self) -> Self:
+        if self.rank.options.get("of") == "latency" and self.latency is None:
+            raise FieldError("rank: of: latency needs a table. Write latency: FILE.")
+        return self
+
+    @model_validator(mode="after")
+    def _whitened(self) -> Self:
+        one_matrix = registry.get("factorizer", self.scheme.name).meta["matrices"] is svd_matrices
+        if self.whitened and not (self.rank.name in BY_VALUES and one_matrix):
+            raise FieldError(
+                "whitened is for the rules energy and evbmf with the schemes svd, svd_data and "
+                f"svd_response, got rule {self.rank.name} and scheme {self.scheme.name}. Leave it "
+                "out."
+            )
+        return self
 
 
 @core.method(
@@ -60,16 +91,28 @@ class Factorization(core.Method):
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)
-        if options.fit or set(needs_of(options.scheme.name)) & set(SUMS):
+        o, scheme = options, options.scheme.name
+        channels = registry.get("factorizer", scheme).meta["matrices"] is not None
+        self.period: int = o.round_to or (PERIOD if channels else 1)
+        joint = registry.get("rank_rule", o.rank.name).meta["joint"]
+        self.together = Together(self, o.scheme, o.rank, self.period) if joint else None
+        # whether layers are factorized, or ranks are chosen, by what layers read
+        self.fitted = o.fit or bool(set(needs_of(scheme)) & set(SUMS))
+        looks = self.together is not None and self.together.by == "responses"
+        self.looks = self.fitted or o.whitened or looks
+        if self.looks or joint:
             self.needs = frozenset({"calibration", "teacher"})
 
     def on_attach(self, s: Any) -> None:
+        ref = self.options.latency
+        self.faster = None if ref is None else Faster(ref, s.recipe.path)
         self.done = 0  # of `chosen`
-        chosen = self.options.weights
-        selected = None if chosen is None else s.tensors(chosen)
+        self.ranks: dict[str, Ranks | None] | None = None  # what a rule for all layers chose
+        wanted = self.options.weights
+        selected = None if wanted is None else s.tensors(wanted)
         self.chosen: list[str] = []
-        whys: dict[str, str] = {}
-        for address, node in _layers(s).items():
+        whys = {a: why for a, why in shared(s).items() if selected is None or a in selected}
+        for address, node in layers(s).items():
             if selected is not None and address not in selected:
                 continue
             why = self._refusal(s, node)
@@ -77,15 +120,20 @@ class Factorization(core.Method):
                 self.chosen.append(address)
             else:
                 whys[address] = why
-                s.note(address, "structure", "kept", "unsupported", why, self.id)
+        for address, why in whys.items():
+            s.note(address, "structure", "kept", "unsupported", why, self.id)
         if not self.chosen:
             first = next((f"'{a}': {why}" for a, why in whys.items()), "it has no such layer")
             raise BindError(
                 f"'{self.id}': no layer of {s.name} can be factorized by "
                 f"'{self.options.scheme.name}': {first}"
             )
+        if self.together is not None:
+            self.together.check(s, self.chosen, self.faster)
 
     def on_fire(self, s: Any, progress: float) -> None:
+        if self.together is not None and self.ranks is None:
+            self.ranks = self.together.ranks(s, self.chosen, self.faster)
         wanted = ceil(progress * len(self.chosen) - 1e-9)
         for address in self.chosen[self.done : wanted]:
             if address in s.parameter_names:
@@ -96,111 +144,85 @@ class Factorization(core.Method):
         modules = dict(s.model.named_modules())
         for edit in edits:
             if edit.kind == "factorize" and edit.by == self.id and edit.at in modules:
-                layers = [m for m in modules[edit.at].children() if hasattr(m, "weight")]
+                parts = [m for m in modules[edit.at].children() if hasattr(m, "weight")]
                 for k in fixed_of(edit.scheme):
-                    layers[k].weight.requires_grad_(False)
+                    parts[k].weight.requires_grad_(False)
 
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
-        return [("module", _path(a)) for a in self.chosen]
+        return [("module", path_of(a)) for a in self.chosen]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
+        return {"done": self.done, "ranks": self.ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = int(state["done"])
+        ranks = state["ranks"]
+        if ranks is not None:
+            self.ranks = {a: None if r is None else tuple(r) for a, r in ranks.items()}
 
     # --- one layer
 
     def _refusal(self, s: Any, node: Node) -> str | None:
-        path = _path(node.params["weight"])
+        path = path_of(node.params["weight"])
         if (why := refusal(s.model, path)) is not None:
             return why
         try:
             full_ranks(self.options.scheme.name, layer_of(s.model.get_submodule(path)))
         except UserError as e:
             return str(e)
-        if self.needs and not is_followed(node):
-            return "its padding or number of axes cannot be followed over data"
+        if self.looks and not is_followed(node):
+            return "what it reads, its padding or its axes, cannot be followed over data"
         return None
 
     def _factorize(self, s: Any, address: str) -> None:
         o, scheme = self.options, self.options.scheme.name
-        node, path = _layers(s)[address], _path(address)
+        node, path = layers(s)[address], path_of(address)
         layer = layer_of(s.model.get_submodule(path))
-        size = _size(s, node, layer)
-        weight = s.overlays.effective(address, upto="mask").detach()
+        size, weight = size_of(s, node, layer), weight_of(s, address)
+        seen: dict[str, Tensor] = {}
+        if o.whitened:
+            ((_, seen),) = sums(s, self, [address])
         try:
-            ranks = self._ranks(weight, layer, size)
+            ranks = self._ranks(address, weight, layer, size, seen)
+            chain = chain_of(scheme, layer, ranks)
         except UserError as e:
             s.note(address, "structure", "kept", "no_gain", str(e), self.id)
             return
-        chain = chain_of(scheme, layer, ranks)
-        if chain.macs(size) >= layer.macs(size):
-            why = f"{_spelled(ranks)} would need {chain.macs(size):,} of {layer.macs(size):,} MACs"
-            s.note(address, "structure", "kept", "no_gain", why, self.id)
+        if work(chain, size) >= work(layer, size):
+            what = "parameters" if layer.lookup else "MACs"
+            why = f"{_spelled(ranks)} would need {work(chain, size):,} of {work(layer, size):,} "
+            s.note(address, "structure", "kept", "no_gain", why + what, self.id)
             return
-        sums = self._sums(s, node, weight) if self.needs else {}
-        evidence = {**sums, "generator": s.generator(self.id, address)}
+        if self.fitted and not seen:
+            ((_, seen),) = sums(s, self, [address])
+        evidence = {**seen, "generator": s.generator(self.id, address)}
         factors = factorize(scheme, weight, layer, ranks, evidence, **o.scheme.options)
         if o.fit:
-            factors = reconstruct(chain, factors, layer, sums["gram"], sums["cross"])
+            factors = reconstruct(chain, factors, layer, seen["gram"], seen["cross"])
         edit = Factorize(by=self.id, at=path, scheme=scheme, ranks=ranks)
+        if self.faster is not None:
+            slower = self.faster.verdict(s, [edit], {path: factors})
+            if slower is not None:
+                slower = f"{_spelled(ranks)}: {slower}"
+                s.note(address, "structure", "kept", "no_gain", slower, self.id)
+                return
         s.apply([edit], factors={path: factors})
 
-    def _ranks(self, weight: Tensor, layer: Layer, size: Size) -> tuple[int, ...]:
+    def _ranks(
+        self, address: str, weight: Tensor, layer: Layer, size: Size, seen: dict[str, Tensor]
+    ) -> Ranks:
         o, scheme = self.options, self.options.scheme.name
-        ranks: tuple[int, ...] = o.rank.fn(weight, layer, scheme, size)
-        channels = registry.get("factorizer", scheme).meta["matrices"] is not None
-        period = o.round_to or (PERIOD if channels else 1)
-        return rounded_up(ranks, full_ranks(scheme, layer), period) if period > 1 else ranks
-
-    def _sums(self, s: Any, node: Node, weight: Tensor) -> dict[str, Tensor]:
-        """What the layer reads now, and what it should give, over calibration data."""
-        found = Responses(weight, node, bias=False)
-        kept = s.plan.to_original().get((node.params["weight"], 0))
-        rng = s.generator(self.id, "points", node.id)
-        dim = -1 if node.op == "linear" else 1
-        with s.walk(self, lambda id: None) as (model, teacher):
-            bias = _bias(s.teacher_graph, node)
-            for x, y in zip(model.need(node.inputs[0]), teacher.need(node.id), strict=True):
-                wanted = y
-                if bias is not None:
-                    shape = [1] * y.dim()
-                    shape[dim] = -1
-                    wanted = y - bias.reshape(shape)
-                if kept is not None and wanted.shape[dim] != weight.shape[0]:
-                    wanted = wanted.index_select(dim, wanted.new_tensor(kept).long())
-                found.see(x, wanted, 0, rng)
-        found.share()
-        return {"gram": found.gram, "cross": found.right}
-
-
-def _layers(s: Any) -> dict[str, Node]:
-    """Weight -> the node of the layer that has it as its own and alone calls it, in order."""
-    calls: dict[str, list[Node]] = {}
-    for node in s.graph.of_op(*LAYERS):
-        calls.setdefault(node.params.get("weight", ""), []).append(node)
-    return {
-        a: nodes[0]
-        for a, nodes in calls.items()
-        if len({n.module for n in nodes}) == 1 and nodes[0].module == _path(a)
-    }
-
-
-def _bias(graph: Graph, node: Node) -> Tensor | None:
-    """Of the original layer; None if it adds none."""
-    address = graph[node.id].params.get("bias")
-    assert graph.module is not None
-    return None if address is None else graph.module.get_parameter(address).detach()
-
-
-def _path(address: str) -> str:
-    return address.removesuffix(".weight")
-
-
-def _size(s: Any, node: Node, layer: Layer) -> Size:
-    shape = s.graph[node.inputs[0]].shape
-    return tuple(shape[2:]) if layer.kernel and shape is not None else ()
+        full = full_ranks(scheme, layer)
+        if self.ranks is not None:
+            chosen = self.ranks[address]
+            if chosen is None:
+                raise UserError(f"the rule '{o.rank.name}' spends its budget on keeping it whole")
+            # it may have lost channels since
+            return tuple(min(r, most) for r, most in zip(chosen, full, strict=True))
+        if seen:
+            weight = whitened(weight, layer.groups, seen["gram"])
+        ranks: Ranks = o.rank.fn(weight, layer, scheme, size)
+        return rounded_up(ranks, full, self.period) if self.period > 1 else ranks
 
 
 def _spelled(ranks: Sequence[int]) -> str:

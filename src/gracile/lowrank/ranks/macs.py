@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from gracile.core.kinds import rank_rule
+from gracile.errors import UserError
 from gracile.lowrank.affordable import check_ratio, largest_ranks
 from gracile.nn.chain import Layer, Size
 
@@ -22,8 +23,13 @@ def macs(
         ratio: in (0, 1].
 
     Raises:
-        UserError: the ratio or the size is wrong, or even ranks of 1 need more.
+        UserError: the ratio or the size is wrong, even ranks of 1 need more, or an embedding,
+            which needs none.
     """
     check_ratio(ratio)
+    if layer.lookup:
+        raise UserError(
+            "an embedding multiplies nothing; choose its ranks by params, energy, evbmf or fixed"
+        )
     budget = ratio * layer.macs(size)
     return largest_ranks(scheme, layer, lambda c: c.macs(size), budget, "multiply-adds")
