@@ -93,8 +93,8 @@ def replacement_ms(
         blank = [u for u in mine + theirs if predictor.unit(u).how == "unknown"]
         raise UserError(
             f"the table knows nothing of {len(blank)} unit(s) of {times.setting.runtime}, the "
-            f"first: {blank[0]}. Let them be measured (`measure: true`), or measure a network that has "
-            "them with `gracile latency measure`."
+            f"first: {blank[0]}. Let them be measured (`measure: true`), or measure a network "
+            "that has them with `gracile latency measure`."
         )
     return found
 
