@@ -63,13 +63,28 @@ def factorized(
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
         if given is not None:
             given = [f.to(weight.device) for f in given]
-        ours = build(chain, given, bias, dtype=weight.dtype).to(weight.device)
-        ours.train(module.training).requires_grad_(weight.requires_grad)
-        home, _, name = edit.at.rpartition(".")
-        model.get_submodule(home)._modules[name] = ours
-        if optimizer is not None:
-            _exchange(optimizer, list(module.parameters()), list(ours.parameters()))
+        put(model, edit.at, build(chain, given, bias, dtype=weight.dtype), optimizer)
     return model
+
+
+def put(
+    model: nn.Module, at: str, ours: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Put a module in a layer's place, on its device, in its mode, trained if its weight was.
+
+    Args:
+        model: changed in place.
+        at: path of the layer.
+        ours: what comes there.
+        optimizer: see `factorized`.
+    """
+    module = model.get_submodule(at)
+    weight = next(module.parameters())
+    ours = ours.to(weight.device).train(module.training).requires_grad_(weight.requires_grad)
+    home, _, name = at.rpartition(".")
+    model.get_submodule(home)._modules[name] = ours
+    if optimizer is not None:
+        _exchange(optimizer, list(module.parameters()), list(ours.parameters()))
 
 
 def prove_factorization(
