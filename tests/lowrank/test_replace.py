@@ -218,7 +218,7 @@ def test_a_flatten_behind_another_order_of_dims_is_not_taken_for_an_image():
     class Last(Net):
         def forward(self, x):
             x = torch.relu(self.same(torch.relu(self.wide(torch.relu(self.stem(x))))))
-            return self.classifier(x.permute(0, 2, 3, 1).flatten(1))
+            return self.classifier(torch.relu(x.permute(0, 2, 3, 1)).flatten(1))
 
     with pytest.raises(BindError, match="does not read a flattened image"):
         session(net(Last), block="global_pool")

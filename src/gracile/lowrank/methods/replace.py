@@ -35,7 +35,7 @@ from gracile.recipe.fields import KernelRef, Selector, kernel
 
 MOVES_NOTHING = ("dropout", "identity")
 FLATTENS = ("flatten", "reshape")
-REORDERS = ("permute", "transpose", "reshape", "flatten", "getitem", "input")
+REORDERS = ("permute", "transpose", "reshape", "flatten", "getitem", "input", "param")
 
 
 class ReplaceOptions(core.Options):
@@ -220,8 +220,12 @@ def _image(graph: Graph, node: Node) -> tuple[int, ...] | None:
     shape, flat = before.shape, graph[id].shape
     if shape is None or flat is None or len(shape) not in (3, 4) or len(flat) != 2:
         return None
-    if before.op in REORDERS or shape[0] != flat[0] or prod(shape[1:]) != flat[1]:
+    if shape[0] != flat[0] or prod(shape[1:]) != flat[1]:
         return None
+    while not (before.op.startswith(("conv", "batch_norm")) or before.op.endswith("pool")):
+        if before.op in REORDERS or not before.inputs:  # channels may be another dim
+            return None
+        before = graph[before.inputs[0]]
     return tuple(shape[1:])
 
 
