@@ -363,3 +363,16 @@ def test_what_the_table_cannot_tell_is_kept_with_a_warning(tmp_path):
 def test_a_table_that_is_not_there_is_refused_at_bind():
     with pytest.raises(UserError, match="no such table"):
         session(net(), latency="nowhere.jsonl")
+
+
+def test_a_head_is_fitted_with_its_bias():
+    """Least squares: what is left is orthogonal to means and to 1."""
+    model, original = net(), net().eval()
+    made = session(model, block="global_pool", fit=True).finish().model.eval()
+    held = {}
+    made.classifier.register_forward_hook(lambda m, args, out: held.update(x=args[0]))
+    with torch.no_grad():
+        left = (made(X) - original(X)).double()
+    means = held["x"].double().reshape(4, 24, -1).mean(2)
+    assert float(left.sum(0).abs().max()) < 1e-4
+    assert float((means.mT @ left).abs().max()) < 1e-4

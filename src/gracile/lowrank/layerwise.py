@@ -4,6 +4,7 @@ In turns with training: Gusak et al. 2019, arXiv:1903.09973, for factors.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -84,31 +85,34 @@ class LayerByLayer(core.Method):
         """What the layer reads now, and what it should give, over calibration data."""
         found = Responses(weight, node, bias=False)
         rng = s.generator(self.id, "points", node.id)
-        for x, y in self.responses(s, node, len(weight)):
+        for x, y in self.responses(s, node, len(weight), bias=False):
             found.see(x, y, 0, rng)
         found.share()
         return {"gram": found.gram, "cross": found.right}
 
-    def responses(self, s: Any, node: Node, outputs: int, last: Node | None = None) -> Any:
-        """(input of the layer, wanted output without its bias), for each calibration batch.
+    def responses(
+        self, s: Any, node: Node, outputs: int, last: Node | None = None, *, bias: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(what the layer reads now, what it gave in the original), for each calibration batch.
 
         Args:
             s: the Session.
             node: of the layer.
             outputs: channels it has now.
             last: of the layer whose output is wanted; default the same.
+            bias: whether what it gave has its bias in it.
         """
         last = last or node
         kept = s.plan.to_original().get((last.params["weight"], 0))
         dim = -1 if last.op == "linear" else 1
         with s.walk(self, lambda id: None) as (model, teacher):
-            bias = _bias(s.teacher_graph, last)
+            added = None if bias else _bias(s.teacher_graph, last)
             for x, y in zip(model.need(node.inputs[0]), teacher.need(last.id), strict=True):
                 wanted = y
-                if bias is not None:
+                if added is not None:
                     shape = [1] * y.dim()
                     shape[dim] = -1
-                    wanted = y - bias.reshape(shape)
+                    wanted = y - added.reshape(shape)
                 if kept is not None and wanted.shape[dim] != outputs:
                     wanted = wanted.index_select(dim, wanted.new_tensor(kept).long())
                 yield x, wanted

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from gracile.nn.blocks import (
     reads,
     standing_for,
 )
-from gracile.nn.chain import Layer
+from gracile.nn.chain import Chain, Layer
 from gracile.recipe.fields import KernelRef, Selector, kernel
 
 MOVES_NOTHING = ("dropout", "identity")
@@ -176,37 +177,45 @@ class Replacement(LayerByLayer):
         start = registry.get("block", self.options.block.name).meta["start"]
         factors = tuple(f.to(weight) for f in start(weight, layer, block))
         if self.options.fit and block.linear and factors:
-            factors = self._fitted(s, block, layer, factors, node, last)
+            if block.image:
+                factors, bias = self._pooled(s, block, layer, (factors[0], bias), node, last)
+            else:
+                found = self.sums(s, node, weight)
+                gram, cross = found["gram"], found["cross"]
+                factors = reconstruct(block.chain, factors, layer, gram, cross)
         made = build_block(block, factors, bias if block.chain.layers else None, dtype=weight.dtype)
         made = made.to(weight.device)
         if self.options.fit and not block.linear:
-            seen = [
-                (x.detach(), y.detach() if bias is None else y + bias.reshape(-1, *_ones(y)))
-                for x, y in self.responses(s, node, len(weight))
-            ]
-            imitate(made, seen)
+            pairs = self.responses(s, node, len(weight))
+            imitate(made, [(x.detach(), y.detach()) for x, y in pairs])
         return made
 
-    def _fitted(
+    def _pooled(
         self,
         s: Any,
         block: Block,
         layer: Layer,
-        factors: tuple[Tensor, ...],
+        begin: tuple[Tensor, Tensor | None],
         node: Node,
         last: Node,
-    ) -> tuple[Tensor, ...]:
-        if not block.image:
-            found = self.sums(s, node, s.parameter(node.params["weight"]).detach())
-            return reconstruct(block.chain, factors, layer, found["gram"], found["cross"])
-        gram = cross = factors[0].new_zeros(()).double()
+    ) -> tuple[tuple[Tensor], Tensor | None]:
+        """Weight and bias over means with the least squares to what the head gave."""
+        weight, bias = begin
+        rows = [weight] if bias is None else [weight, bias.unsqueeze(1)]
+        start = torch.cat(rows, 1).double()
+        gram = start.new_zeros(start.shape[1], start.shape[1])
+        cross = start.new_zeros(start.shape[1], len(start))
         for x, y in self.responses(s, node, layer.outputs, last):
             mean = x.reshape(len(x), block.image[0], -1).mean(2).double()
+            if bias is not None:
+                mean = torch.cat([mean, mean.new_ones(len(mean), 1)], 1)
             gram, cross = gram + mean.mT @ mean, cross + mean.mT @ y.double()
         all_reduce_sum_(gram)
         all_reduce_sum_(cross)
-        (pooled,) = block.chain.layers
-        return reconstruct(block.chain, factors, pooled, gram, cross)
+        plain = Layer(start.shape[1], layer.outputs)
+        (found,) = reconstruct(Chain((plain,)), (start,), plain, gram, cross)
+        found = found.to(weight.dtype)
+        return (found[:, : weight.shape[1]],), None if bias is None else found[:, -1]
 
 
 def _image(graph: Graph, node: Node) -> tuple[int, ...] | None:
@@ -255,7 +264,3 @@ def _product(s: Any, at: str) -> tuple[Tensor, Tensor | None]:
         weight = here if weight is None else weight @ here
     assert weight is not None
     return weight, bias
-
-
-def _ones(y: Tensor) -> tuple[int, ...]:
-    return (1,) * (y.ndim - 2)
