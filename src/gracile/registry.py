@@ -29,6 +29,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "fake_quant": ("gracile.quantize.fake_quant",),
     "factorizer": ("gracile.lowrank.factorizers",),
     "rank_rule": ("gracile.lowrank.ranks",),
+    "block": ("gracile.lowrank.blocks",),
     "kd_loss": ("gracile.distill.losses",),
     "feature_loss": ("gracile.distill.features",),
     "reward": ("gracile.search.rewards",),

@@ -53,6 +53,8 @@ CASES = {
     "  m: {distill: features, weight: 2}",
     "lowrank/factorize": "m: {lowrank: factorize, weights: [inner, outer, head], round_to: 2, "
     "rank: {name: knapsack, ratio: 0.6}, when: {start: 0ep, stop: 2ep}}",
+    "lowrank/replace": "m: {lowrank: replace, block: {name: separable, norm: true, "
+    "activation: relu}, fit: true, when: {start: 0ep, stop: 2ep}}",
     "quantize/ptq": "m: {quantize: ptq, when: {at: end}}",
     "quantize/dynamic": "m: {quantize: dynamic, weight_bits: 6, when: {at: 1ep}}",
     "quantize/share": 'm: {quantize: share, weights: "type:Conv2d", bits: 3, '

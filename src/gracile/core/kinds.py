@@ -128,6 +128,23 @@ def factorizer(
     )  # fmt: skip
 
 
+def block(
+    name: str, *, source: str, start: Callable[..., Any], reads: Literal["image", "flat"] = "image"
+) -> Callable[[F], F]:
+    """Register ``f(layer, *, ...) -> gracile.nn.blocks.Block``: what takes a layer's place.
+
+    Known without weights, so that a saved model is built again; refuses layers it is not for.
+
+    Args:
+        name, source: see `registry.register`.
+        start: ``f(weight, layer, block) -> factors``, weights to begin with, one for each of the
+            shapes of the block's chain: the nearest to the layer where that can be told.
+        reads: image, or flat for linear layers behind a flatten, which are told the `image` that
+            was flattened: (channels, *size).
+    """
+    return registry.register("block", name, source=source, start=start, reads=reads)
+
+
 def rank_rule(name: str, *, source: str, joint: bool = False) -> Callable[[F], F]:
     """Register ``f(weight, layer, scheme, size, *, ...) -> ranks`` for the factorizer `scheme`.
 

@@ -116,7 +116,7 @@ class Factorize(_Edit):
 
 
 class Replace(_Edit):
-    """Replace a module by another registered one."""
+    """Replace a layer, or a head of linear layers, by a registered block with these options."""
 
     kind: Literal["replace"] = "replace"
     at: str

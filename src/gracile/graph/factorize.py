@@ -65,17 +65,35 @@ def factorized(
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
         if given is not None:
             given = [f.to(weight.device) for f in given]
-        ours = build(chain, given, bias, dtype=weight.dtype).to(weight.device)
-        ours.train(module.training).requires_grad_(weight.requires_grad)
-        if bias is not None:
-            _bias_of(ours).requires_grad_(bias.requires_grad)
-        home, _, name = edit.at.rpartition(".")
-        model.get_submodule(home)._modules[name] = ours
-        if optimizer is not None:
-            _exchange(optimizer, weight, [p for _, p in _weights(ours)])
-            if bias is not None:
-                _exchange(optimizer, bias, [_bias_of(ours)])
+        put(model, edit.at, build(chain, given, bias, dtype=weight.dtype), optimizer)
     return model
+
+
+def put(
+    model: nn.Module, at: str, ours: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Put a module in a layer's place, on its device, in its mode, trained if its weight was.
+
+    Args:
+        model: changed in place.
+        at: path of the layer.
+        ours: what comes there; its biases are trained, and join the group, as the layer's was, if
+            it had one.
+        optimizer: see `factorized`.
+    """
+    module = model.get_submodule(at)
+    (weights, biases), (ours_w, ours_b) = _by_role(module), _by_role(ours)
+    ours = ours.to(weights[0].device).train(module.training)
+    if not biases:
+        ours_w, ours_b = ours_w + ours_b, []
+    for old, new in ((weights, ours_w), (biases, ours_b)):
+        for p in new:
+            p.requires_grad_(old[-1].requires_grad)
+    home, _, name = at.rpartition(".")
+    model.get_submodule(home)._modules[name] = ours
+    if optimizer is not None:
+        _exchange(optimizer, weights, ours_w)
+        _exchange(optimizer, biases, ours_b)
 
 
 def prove_factorization(
@@ -128,20 +146,21 @@ def _double(x: Tensor) -> Tensor:
     return x.detach().double() if x.is_floating_point() else x
 
 
-def _weights(chain: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in chain.named_parameters() if n.endswith("weight")]
-
-
-def _bias_of(chain: nn.Module) -> nn.Parameter:
-    return next(p for n, p in chain.named_parameters() if n.endswith("bias"))
+def _by_role(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that are no biases, and biases."""
+    named = list(module.named_parameters())
+    biases = [p for n, p in named if n.endswith("bias")]
+    return [p for n, p in named if not n.endswith("bias")], biases
 
 
 def _exchange(
-    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]
 ) -> None:
-    """New parameters in the place of an old one; none join where it was not trained."""
-    for group in optimizer.param_groups:
-        if any(p is old for p in group["params"]):
-            group["params"].extend(new)
-            break
-    forget(optimizer, [old])
+    """New parameters in the place of old ones; none join where the old ones were not trained."""
+    gone = {id(p) for p in old}
+    home = next(
+        (g for g in optimizer.param_groups if any(id(p) in gone for p in g["params"])), None
+    )
+    if home is not None:
+        home["params"].extend(new)
+    forget(optimizer, old)

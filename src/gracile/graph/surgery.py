@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Decompose, Factorize, Member, Remove, Skip
+from gracile.core.plan import Decompose, Factorize, Member, Remove, Replace, Skip
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
@@ -23,11 +23,12 @@ from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
 from gracile.graph.maps import place_maps
 from gracile.graph.oprule import rule_of_module
+from gracile.graph.replace import prove_replacement, replaced
 from gracile.graph.reproduce import smallest
 from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
-Structural = Remove | Skip | Factorize | Decompose
+Structural = Remove | Skip | Factorize | Replace | Decompose
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def apply(
         example: an input batch.
         optimizer: see `apply_removes` and `factorized`.
         graph: see `prepared`.
-        factors: the weights of layers that are factorized; None leaves them zero, to be loaded.
+        factors: the weights of layers that are factorized or replaced; None leaves them zero, to be
+            loaded.
 
     Returns:
         What computes from now on: the model, changed in place, or a GraphModule that shares its
@@ -212,7 +214,7 @@ def verified_apply(
         graph: see `prepared`.
         reproduce: look for the smallest part of a failing cut that fails too, with at most
             `reproduce.PROOFS` more proofs.
-        factors: path of a layer -> its factors, for each `factorize` edit.
+        factors: path of a layer -> its new tensors, for each `factorize` and `replace` edit.
 
     Returns:
         What computes from now on (see `apply`), and what was done.
@@ -248,8 +250,8 @@ def _runs(edits: Sequence[Structural]) -> list[list[Structural]]:
     for e in edits:
         if not isinstance(e, Structural):
             raise UserError(
-                "surgery makes 'remove', 'skip', 'factorize' and 'decompose' edits, not "
-                f"'{e.kind}'."
+                "surgery makes 'remove', 'skip', 'factorize', 'replace' and 'decompose' edits, "
+                f"not '{e.kind}'."
             )
     return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
 
@@ -268,6 +270,8 @@ def _proven(
         return prove_decomposition(apart, examples, graph)
     if smaller := [e for e in run if isinstance(e, Factorize)]:
         return prove_factorization(model, smaller, factors, examples)
+    if others := [e for e in run if isinstance(e, Replace)]:
+        return prove_replacement(model, others, factors, examples)
     if not removes:
         return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
     ready = prepared(model, examples[0], graph)
@@ -295,6 +299,8 @@ def _cut_run(
         return decomposed(graph, apart, example)
     if smaller := [e for e in run if isinstance(e, Factorize)]:
         return factorized(model, smaller, factors, optimizer=optimizer)
+    if others := [e for e in run if isinstance(e, Replace)]:
+        return replaced(model, others, factors, optimizer=optimizer)
     if not removes:
         skips = [e for e in run if isinstance(e, Skip)]
         return leave_out(model, skips, graph, optimizer=optimizer)

@@ -79,26 +79,50 @@ def sums(s: Any, by: Any, addresses: Iterable[str]) -> Iterator[tuple[str, dict[
     Yields:
         The address; gram and cross (see `gracile.lowrank.reconstruct.reconstruct`).
     """
-    nodes, maps = layers(s), s.plan.to_original()
-    with s.walk(by, lambda id: None) as (model, teacher):
+    nodes = layers(s)
+    with s.walk(by, lambda id: None) as walks:
         for address in addresses:
             node, weight = nodes[address], weight_of(s, address)
             found = Responses(weight, node, bias=False)
-            kept = maps.get((address, 0))
             rng = s.generator(by.id, "points", node.id)
-            dim = -1 if node.op == "linear" else 1
-            bias = _bias(s.teacher_graph, node)
-            for x, y in zip(model.need(node.inputs[0]), teacher.need(node.id), strict=True):
-                wanted = y
-                if bias is not None:
-                    shape = [1] * y.dim()
-                    shape[dim] = -1
-                    wanted = y - bias.reshape(shape)
-                if kept is not None and wanted.shape[dim] != weight.shape[0]:
-                    wanted = wanted.index_select(dim, wanted.new_tensor(kept).long())
-                found.see(x, wanted, 0, rng)
+            for x, y in _pairs(s, walks, node, node, len(weight), bias=False):
+                found.see(x, y, 0, rng)
             found.share()
             yield address, {"gram": found.gram, "cross": found.right}
+
+
+def responses(
+    s: Any, by: Any, node: Node, outputs: int, last: Node | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what a layer reads now, what it gave in the original), for each calibration batch.
+
+    Args:
+        s: the Session.
+        by: the method that asks.
+        node: of the layer.
+        outputs: channels it has now.
+        last: of the layer whose output is wanted; default the same.
+    """
+    with s.walk(by, lambda id: None) as walks:
+        yield from _pairs(s, walks, node, last or node, outputs, bias=True)
+
+
+def _pairs(
+    s: Any, walks: tuple[Any, Any], node: Node, last: Node, outputs: int, *, bias: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    model, teacher = walks
+    kept = s.plan.to_original().get((last.params["weight"], 0))
+    dim = -1 if last.op == "linear" else 1
+    added = None if bias else _bias(s.teacher_graph, last)
+    for x, y in zip(model.need(node.inputs[0]), teacher.need(last.id), strict=True):
+        wanted = y
+        if added is not None:
+            shape = [1] * y.dim()
+            shape[dim] = -1
+            wanted = y - added.reshape(shape)
+        if kept is not None and wanted.shape[dim] != outputs:
+            wanted = wanted.index_select(dim, wanted.new_tensor(kept).long())
+        yield x, wanted
 
 
 def _bias(graph: Graph, node: Node) -> Tensor | None:

@@ -342,6 +342,8 @@ def _placed(bias: Tensor, after: Sequence[nn.Module]) -> Tensor:
             before = torch.empty_like(bias)
             before[module.source] = bias
             bias = before
+        elif isinstance(module, nn.ChannelShuffle):
+            bias = bias.unflatten(0, (-1, module.groups)).T.flatten()
     return bias
 
 

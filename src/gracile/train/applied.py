@@ -11,6 +11,8 @@ from gracile.graph.additions import structural
 from gracile.models.spec import architecture_sha
 from gracile.train.checkpoint import REBUILT, check_kinds
 
+NEW = ("factorize", "replace")  # have weights that the original knows nothing of
+
 
 def apply_plan(
     model: nn.Module,
@@ -48,7 +50,7 @@ def apply_plan(
             f"the plan was made for another '{made_for.name}' than this {type(model).__name__}: "
             "names or shapes of parameters differ. Apply it to a fresh copy of the original."
         )
-    check_kinds(plan, "apply", known=tuple(k for k in REBUILT if k != "factorize"))
+    check_kinds(plan, "apply", known=tuple(k for k in REBUILT if k not in NEW))
     if not prove:
         return surgery.apply(model, structural(plan), example=example_inputs)
     return surgery.verified_apply(model, structural(plan), examples=[example_inputs])[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Bits, Factorize, Mask, Plan, Skip
+from gracile.core.plan import Bits, Factorize, Mask, Plan, Replace, Skip
 from gracile.core.state import sha256
 from gracile.errors import UserError
 from gracile.graph import surgery
@@ -140,6 +140,7 @@ class Finished:
             if isinstance(edit, Factorize):  # made after the last state: only what it gave is known
                 values = {at: v for at, v in values.items() if not at.startswith(f"{edit.at}.")}
                 continue
+            assert not isinstance(edit, Replace)  # such a plan is not replayed
             for m in edit.group:
                 if m.at in values:
                     values[m.at] = values[m.at].index_select(m.dim, torch.tensor(m.keep))

@@ -42,6 +42,7 @@ from gracile.core.plan import (
     Mask,
     Plan,
     Remove,
+    Replace,
     Skip,
     check_conflicts,
     in_order,
@@ -507,19 +508,21 @@ class Session(Trying):
             edits: put in order by kind.
             reproduce: make what fails small and keep it in `refused`; False for a caller that
                 tries parts of it next.
-            factors: path of a layer -> its factors, for each `factorize` edit.
+            factors: path of a layer -> its new tensors, for each `factorize` and `replace` edit.
 
         Raises:
             VerificationError: the cut would change what the model computes; nothing was changed.
         """
         edits = in_order(edits)
-        other = [e for e in edits if not isinstance(e, (Remove, Skip, Factorize, Decompose))]
+        known = (Remove, Skip, Factorize, Replace, Decompose)
+        other = [e for e in edits if not isinstance(e, known)]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
         quantized = any(isinstance(m, ActivationQuantizer) for m in self.model.modules())
-        if quantized and any(isinstance(e, (Skip, Factorize)) for e in edits):
+        if quantized and any(isinstance(e, (Skip, Factorize, Replace)) for e in edits):
             raise UserError(
-                "activations are quantized already; leave blocks out and factorize before that."
+                "activations are quantized already; leave blocks out, factorize and replace "
+                "before that."
             )
         try:
             self._replace_model(

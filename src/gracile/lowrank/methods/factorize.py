@@ -1,7 +1,6 @@
 """Low rank: layers become chains of smaller ones, a few at a time, with training in between."""
 
 from collections.abc import Iterable, Sequence
-from math import ceil
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -12,14 +11,15 @@ from gracile.analyze.responses import is_followed
 from gracile.core import method as core
 from gracile.core.plan import Factorize
 from gracile.core.schedule import When
-from gracile.errors import BindError, UserError
+from gracile.errors import UserError
 from gracile.graph.factorize import refusal
 from gracile.graph.graph import Node
 from gracile.lowrank.candidates import Ranks, work
 from gracile.lowrank.factorizers.svd import svd_matrices
 from gracile.lowrank.factorizers.svd_data import whitened
 from gracile.lowrank.faster import Faster, LatencyTable
-from gracile.lowrank.layers import layers, path_of, shared, size_of, sums, weight_of
+from gracile.lowrank.layers import path_of, size_of, sums, weight_of
+from gracile.lowrank.layerwise import LayerByLayer
 from gracile.lowrank.reconstruct import reconstruct
 from gracile.lowrank.rounding import rounded_up
 from gracile.lowrank.scheme import factorize, fixed_of, needs_of
@@ -84,7 +84,7 @@ class FactorizeOptions(core.Options):
     source="Denton et al. 2014, arXiv:1404.0736; Kim et al. 2016, arXiv:1511.06530; in turns with "
     "training: Gusak et al. 2019, arXiv:1903.09973",
 )
-class Factorization(core.Method):
+class Factorization(LayerByLayer):
     """Replace layers by products of smaller ones."""
 
     Options = FactorizeOptions
@@ -106,39 +106,15 @@ class Factorization(core.Method):
     def on_attach(self, s: Any) -> None:
         ref = self.options.latency
         self.faster = None if ref is None else Faster(ref, s.recipe.path)
-        self.done = 0  # of `chosen`
         self.ranks: dict[str, Ranks | None] | None = None  # what a rule for all layers chose
-        wanted = self.options.weights
-        selected = None if wanted is None else s.tensors(wanted)
-        self.chosen: list[str] = []
-        whys = {a: why for a, why in shared(s).items() if selected is None or a in selected}
-        for address, node in layers(s).items():
-            if selected is not None and address not in selected:
-                continue
-            why = self._refusal(s, node)
-            if why is None:
-                self.chosen.append(address)
-            else:
-                whys[address] = why
-        for address, why in whys.items():
-            s.note(address, "structure", "kept", "unsupported", why, self.id)
-        if not self.chosen:
-            first = next((f"'{a}': {why}" for a, why in whys.items()), "it has no such layer")
-            raise BindError(
-                f"'{self.id}': no layer of {s.name} can be factorized by "
-                f"'{self.options.scheme.name}': {first}"
-            )
+        super().on_attach(s)
         if self.together is not None:
             self.together.check(s, self.chosen, self.faster)
 
     def on_fire(self, s: Any, progress: float) -> None:
         if self.together is not None and self.ranks is None:
             self.ranks = self.together.ranks(s, self.chosen, self.faster)
-        wanted = ceil(progress * len(self.chosen) - 1e-9)
-        for address in self.chosen[self.done : wanted]:
-            if address in s.parameter_names:
-                self._factorize(s, address)
-        self.done = max(self.done, wanted)
+        super().on_fire(s, progress)
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         modules = dict(s.model.named_modules())
@@ -148,21 +124,21 @@ class Factorization(core.Method):
                 for k in fixed_of(edit.scheme):
                     parts[k].weight.requires_grad_(False)
 
-    def claims(self, s: Any) -> Iterable[tuple[str, str]]:
-        return [("module", path_of(a)) for a in self.chosen]
-
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "ranks": self.ranks}
+        return {**super().state_dict(), "ranks": self.ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = int(state["done"])
+        super().load_state_dict(state)
         ranks = state["ranks"]
         if ranks is not None:
             self.ranks = {a: None if r is None else tuple(r) for a, r in ranks.items()}
 
-    # --- one layer
+    @property
+    def doing(self) -> str:
+        """For messages."""
+        return f"factorized by '{self.options.scheme.name}'"
 
-    def _refusal(self, s: Any, node: Node) -> str | None:
+    def unsupported(self, s: Any, node: Node) -> str | None:
         path = path_of(node.params["weight"])
         if (why := refusal(s.model, path)) is not None:
             return why
@@ -174,9 +150,8 @@ class Factorization(core.Method):
             return "what it reads, its padding or its axes, cannot be followed over data"
         return None
 
-    def _factorize(self, s: Any, address: str) -> None:
-        o, scheme = self.options, self.options.scheme.name
-        node, path = layers(s)[address], path_of(address)
+    def change(self, s: Any, address: str, node: Node) -> None:
+        o, scheme, path = self.options, self.options.scheme.name, path_of(address)
         layer = layer_of(s.model.get_submodule(path))
         size, weight = size_of(s, node, layer), weight_of(s, address)
         seen: dict[str, Tensor] = {}
@@ -186,12 +161,12 @@ class Factorization(core.Method):
             ranks = self._ranks(address, weight, layer, size, seen)
             chain = chain_of(scheme, layer, ranks)
         except UserError as e:
-            s.note(address, "structure", "kept", "no_gain", str(e), self.id)
+            self.kept(s, address, str(e))
             return
         if work(chain, size) >= work(layer, size):
             what = "parameters" if layer.lookup else "MACs"
             why = f"{_spelled(ranks)} would need {work(chain, size):,} of {work(layer, size):,} "
-            s.note(address, "structure", "kept", "no_gain", why + what, self.id)
+            self.kept(s, address, why + what)
             return
         if self.fitted and not seen:
             ((_, seen),) = sums(s, self, [address])
@@ -203,8 +178,7 @@ class Factorization(core.Method):
         if self.faster is not None:
             slower = self.faster.verdict(s, [edit], {path: factors})
             if slower is not None:
-                slower = f"{_spelled(ranks)}: {slower}"
-                s.note(address, "structure", "kept", "no_gain", slower, self.id)
+                self.kept(s, address, f"{_spelled(ranks)}: {slower}")
                 return
         s.apply([edit], factors={path: factors})
 

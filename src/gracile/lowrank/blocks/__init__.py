@@ -1,0 +1,1 @@
+"""Blocks that take the place of layers: one file each."""
