@@ -76,12 +76,12 @@ from gracile.train.bind import (
 from gracile.train.masks import Masks
 from gracile.train.rate import LearningRate
 from gracile.train.teachers import Teachers, learns_from_original, separate
-from gracile.train.trying import Trying
+from gracile.train.tuning import Batches, Repeated, Tuning
 
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
 
-class Session(Trying):
+class Session(Tuning):
     """One compression run.
 
     Args:
@@ -98,6 +98,9 @@ class Session(Trying):
         loss_of: (outputs, labels) -> scalar loss, for methods that want gradients of calibration
             batches.
         val: makes the validation batches, for methods that go by accuracy.
+        train: training mini-batches, for methods that train by themselves: a sized loader of
+            (input, label), or an object whose `batches(epoch)` are in an order of their own for
+            each epoch.
         teachers: name -> network that entries of the recipe learn from by this name; frozen.
         numbered: whether the loop says which images a mini-batch has (`samples`), each the same
             picture every time; None if that is not known beforehand.
@@ -120,6 +123,7 @@ class Session(Trying):
         architecture: Architecture | None = None,
         loss_of: Callable[[Any, Tensor], Tensor] | None = None,
         val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
+        train: Batches | Iterable[Any] | None = None,
         teachers: Mapping[str, nn.Module] = MappingProxyType({}),
         numbered: bool | None = None,
     ):
@@ -131,6 +135,7 @@ class Session(Trying):
         self.epochs = self.recipe.train.epochs if epochs is None else epochs
         self.calendar = Calendar(self.epochs, steps_per_epoch, self.recipe.train.accumulate)
         self.device = _first(example).device
+        self.train = _batches(train, self.device)
         self.name = architecture.name if architecture else type(model).__name__
 
         self.epoch_number, self.batch, self.steps = 0, 0, steps_per_epoch or 0
@@ -320,6 +325,7 @@ class Session(Trying):
             raise UserError("finish() was called before; make a new Session for another run.")
         if calibration is not None:
             self.calibration = calibration
+        self.epoch_number, self.batch = self.epochs, 0
         self._fire_at_end()
         self._check_fired()
         if self.recipe.accuracy is not None and not self.judged:
@@ -344,6 +350,7 @@ class Session(Trying):
             ranges=ranges,
             history=self.history,
             warnings=self.warnings,
+            ladder=[row for m in self.methods for row in getattr(m, "climbed", list)()],
         )
 
     def _fire_at_end(self) -> None:
@@ -720,6 +727,10 @@ def _another(x: Tensor, generator: torch.Generator) -> Tensor:
     if not x.is_floating_point():
         return x.roll(1, dims=-1) if x.ndim else x
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device, x.dtype)
+
+
+def _batches(train: Any, device: torch.device) -> Batches | None:
+    return train if train is None or hasattr(train, "batches") else Repeated(train, device)
 
 
 def _first(example: Tensor | tuple[Tensor, ...]) -> Tensor:

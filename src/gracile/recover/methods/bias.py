@@ -86,8 +86,14 @@ class BiasCorrection(core.Method):
             self._full(s, {v.node.id: v for v in layers})
         s.changed = True
 
+    def quantized(self, s: Any) -> bool:
+        """Whether a layer's weight or input is on a grid by now."""
+        return bool(self._asked(s))
+
     def _fast(self, s: Any, layers: Iterable[Corrected]) -> None:
         layers = list(layers)
+        if not layers:
+            return
         ids = {v.fed.id for v in layers} | {v.node.id for v in layers}
         sums: dict[str, Tensor] = {}
         images = 0
@@ -118,10 +124,7 @@ class BiasCorrection(core.Method):
                     model.need(node.id)
 
     def _layers(self, s: Any) -> list[Corrected]:
-        graph: Graph = s.graph
-        on_grid = set(s.overlays.addresses(LAYER))
-        found = [_layer(graph, n) for n in graph.of_op(*WEIGHT_OPS) if "weight" in n.params]
-        asked = [v for v in found if v.node.params["weight"] in on_grid or v.fed.op == "quantize"]
+        asked = self._asked(s)
         if not asked:
             raise GracileError(
                 f"'{self.id}' fires while nothing is quantized; put it behind the quantizer, at "
@@ -137,6 +140,13 @@ class BiasCorrection(core.Method):
                 "BatchNorm of their own behind them. Give these layers bias=True.",
             )
         return able
+
+    def _asked(self, s: Any) -> list[Corrected]:
+        """Layers whose weight or input is on a grid."""
+        graph: Graph = s.graph
+        on_grid = set(s.overlays.addresses(LAYER))
+        found = [_layer(graph, n) for n in graph.of_op(*WEIGHT_OPS) if "weight" in n.params]
+        return [v for v in found if v.node.params["weight"] in on_grid or v.fed.op == "quantize"]
 
 
 def _layer(graph: Graph, node: Node) -> Corrected:
