@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from gracile.errors import BindError
+from gracile.errors import UserError
 
 Run = Callable[[], Iterator[int]]
 
@@ -89,7 +89,7 @@ def climb(
                     after, best, kept = found, hold(), True
                 if enough(found):
                     break
-        except BindError as e:
+        except UserError as e:  # no use for it in the network as it has become
             why = str(e)
         put_back(best)
         yield Rung(name, clock() - begun, images, top1, last, kept, why)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ from gracile.train.bind import (
     at_train,
     build_methods,
     check_claims,
+    check_company,
     check_needs,
     class_names,
     timetables,
@@ -78,6 +79,7 @@ from gracile.train.rate import LearningRate
 from gracile.train.teachers import Teachers, learns_from_original, separate
 from gracile.train.tuning import Batches, Repeated, Tuning
 
+LAST = {"quantize": 1, "": 2}  # verbs that decide behind all others: of what masks have left
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
 
@@ -193,6 +195,7 @@ class Session(Tuning):
                 with at_entry(self.recipe, m.id):
                     m.on_attach(self)
             check_claims(self.methods, self, self.recipe)
+            check_company(self.methods, self, self.recipe)
         except BaseException:
             self.close()
             raise
@@ -334,7 +337,8 @@ class Session(Tuning):
                 "the recipe's 'accuracy' was not kept to: a loop of your own trains all its epochs."
                 " Use gracile.compress or the command.",
             )
-        edits = in_order([e for m in self.methods for e in m.on_detach(self)])
+        last = sorted(self.methods, key=lambda m: LAST.get(m.verb, 0))
+        edits = in_order([e for m in last for e in m.on_detach(self)])
         check_conflicts(edits, self.recipe.lines)
         self.plan = self.plan.extended(edits)
         tensors = self._collect_tensors()
@@ -406,6 +410,16 @@ class Session(Tuning):
         """Mini-batches (epochs, if their length is unknown) since training began."""
         steps = self.calendar.steps
         return self.epoch_number * steps + self.batch if steps else self.epoch_number
+
+    def moment(self, m: Method, which: Literal["first", "last"]) -> tuple[int, ...] | None:
+        """When a method fires for the first or last time, to be compared; None if it never does."""
+        table = self.timetables.get(m.id)
+        if table is None:
+            return None
+        order = self.methods.index(m)
+        if table.instants and (which == "first" or not table.at_end):
+            return (*table.instants[0 if which == "first" else -1], order)
+        return (self.epochs, -table.at_end if which == "first" else -1, order)
 
     def active(self, m: Method) -> bool:
         """Whether now lies in the span of a method's `when` (always, if it has none)."""

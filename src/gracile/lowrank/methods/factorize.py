@@ -57,6 +57,7 @@ class Factorization(core.Method):
     """Replace layers by products of smaller ones."""
 
     Options = FactorizeOptions
+    rewires = True
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)

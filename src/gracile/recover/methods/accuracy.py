@@ -17,6 +17,7 @@ from gracile.core.schedule import When
 from gracile.errors import BindError, GracileError
 from gracile.quantize.engine import Quantizer
 from gracile.quantize.methods.ptq import Ptq
+from gracile.recover.behind import refuse_before
 from gracile.recover.methods.bias import BiasCorrection
 
 
@@ -66,6 +67,7 @@ class AccuracyControl(core.Method):
                 f"'{self.id}' reverts what `quantize: ptq` did, and this recipe has none; add "
                 "int8: {quantize: ptq, when: {at: end}} before it."
             )
+        refuse_before(self, s, [m for m in s.methods if isinstance(m, Ptq)])
         for m in s.methods[: s.methods.index(self)]:
             if isinstance(m, BiasCorrection) and m.options.when == self.options.when:
                 raise BindError(

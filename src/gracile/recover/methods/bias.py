@@ -18,8 +18,9 @@ from gracile.core.schedule import When
 from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError, GracileError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.engine import LAYER
+from gracile.quantize.engine import LAYER, Quantizer
 from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS
+from gracile.recover.behind import refuse_before
 
 
 class BiasOptions(core.Options):
@@ -72,11 +73,14 @@ class BiasCorrection(core.Method):
     needs = frozenset({"calibration", "graph"})
 
     def on_attach(self, s: Any) -> None:
-        if not any(m.verb == "quantize" for m in s.methods):
+        quantizers = [m for m in s.methods if isinstance(m, Quantizer)]
+        if not quantizers:
             raise BindError(
                 f"'{self.id}' makes up for quantization, and this recipe has none; add "
                 "int8: {quantize: ptq, when: {at: end}} before it."
             )
+        if self in s.methods:
+            refuse_before(self, s, quantizers)
 
     def on_fire(self, s: Any, progress: float) -> None:
         layers = self._layers(s)
