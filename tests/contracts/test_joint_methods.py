@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gracile.errors import BindError
+from gracile.errors import BindError, RecipeError
 from gracile.recipe.load import loads
 from gracile.train.session import Session
 
@@ -18,13 +18,12 @@ def recipes(draw):
     return joint.joint(names, times)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(recipes())
 def test_any_combination_is_refused_at_bind_or_keeps_its_promises(text):
     try:
         loads(text, name="joint.yaml")
-    except Exception as e:  # a time that a method does not take
-        assert type(e).__name__ == "RecipeError"
+    except RecipeError:  # a time that a method does not take
         return
     s = joint.bound(text)
     if s is not None:
@@ -42,7 +41,7 @@ def bind(methods: str) -> Session:
 
 
 REWIRING = (
-    "lowrank: factorize, weights: [inner, outer, head], round_to: 2, rank: {name: macs, ratio: 0.6}",
+    "lowrank: factorize, weights: [inner, outer], round_to: 2, rank: {name: macs, ratio: 0.6}",
     "prune: depth, count: 1",
 )
 
