@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gracile.core.method import Method
 from gracile.core.state import derive_seed
@@ -25,7 +26,6 @@ from gracile.train.teachers import Teachers
 from gracile.train.trying import Trying
 
 Held = list[tuple[Tensor, Tensor]]
-MOMENTUM = 0.9
 
 
 class Batches(Protocol):
@@ -132,9 +132,10 @@ class Tuning(Trying):
     ) -> Iterator[int]:
         """Train the model's parameters by one method's loss.
 
-        By SGD with momentum 0.9 and without weight decay; the learning rate falls in a straight
-        line to 0. Gradients reach parameters of the model alone, not those that other methods learn
-        beside it.
+        By Adam, as losses of layers have any scale, without weight decay; the learning rate falls
+        in a straight line to 0. Gradients reach parameters of the model alone, not those that other
+        methods learn beside it. Statistics of BatchNorm stand still: what `recover: bias` and
+        `reconstruct` have put there would be lost.
 
         Args:
             m: who asks.
@@ -154,20 +155,25 @@ class Tuning(Trying):
         length = len(self.train)
         steps = ceil(epochs * length - 1e-9)
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        sgd = torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM)
+        adam = torch.optim.Adam(weights, lr=lr)
         for first in range(0, steps, length):
             epoch, images = first // length, 0
             with self._aside(derive_seed(self.recipe.seed, m.id, learner.id, number, epoch)):
                 batches = self.train.batches(self.recipe.train.epochs + epoch)
                 for step, (x, y) in enumerate(islice(batches, steps - first), first):
-                    sgd.param_groups[0]["lr"] = lr * (1 - step / steps)
-                    self._step(learner, sgd, weights, x, y)
+                    adam.param_groups[0]["lr"] = lr * (1 - step / steps)
+                    self._step(learner, adam, weights, x, y)
                     images += len(y)
             self.changed = True
             yield images
 
     def _step(
-        self, learner: Method, sgd: torch.optim.SGD, weights: list[nn.Parameter], x: Any, y: Tensor
+        self,
+        learner: Method,
+        adam: torch.optim.Adam,
+        weights: list[nn.Parameter],
+        x: Any,
+        y: Tensor,
     ) -> None:
         assert self.loss_of is not None
         learner.on_batch_start(self)
@@ -181,7 +187,7 @@ class Tuning(Trying):
         for p, g in zip(weights, _gradients(loss, weights), strict=True):
             p.grad = g
         average_gradients(self.model)
-        sgd.step()
+        adam.step()
         learner.on_batch_end(self)
         self.inputs, self.outputs, self.labels = (), None, None
         self.teachers.forget()
@@ -190,12 +196,12 @@ class Tuning(Trying):
     def _aside(self, seed: int) -> Iterator[None]:
         """Train mode, gradients and random numbers of its own; afterwards all is as it was.
 
-        Quantizers of activations do not observe.
+        Quantizers of activations do not observe, and batch norms use their running statistics.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.train()
         for module in self.model.modules():
-            if isinstance(module, ActivationQuantizer):
+            if isinstance(module, (ActivationQuantizer, _BatchNorm)):
                 module.eval()
         try:
             with own_gradients(self.model), torch.random.fork_rng(), torch.enable_grad():

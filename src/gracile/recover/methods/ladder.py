@@ -54,7 +54,7 @@ class LadderOptions(core.Options):
     images: int = Field(default=0, ge=0)
     layerwise_epochs: float = Field(default=0.25, gt=0)
     epochs: float = Field(default=1.0, gt=0)
-    lr: float = Field(default=1e-2, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     after_cuts: bool = True
     when: When = AT_END
 
