@@ -8,7 +8,7 @@ records = gracile.benchmark({"dense": dense_artifact, "small": artifact}, thread
 
 import argparse
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +44,7 @@ from gracile.train.preflight import preflight
 from gracile.train.sensitivity import sensitivity
 from gracile.train.session import Session
 from gracile.train.structure import prune_channels
+from gracile.train.tuning import Repeated, length_of
 
 __all__ = [
     "Artifact",
@@ -113,7 +114,7 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if recipe.train.epochs and train is None:
         raise UserError(f"the recipe trains {recipe.train.epochs} epochs: pass train=<loader>.")
-    batches = _Repeated(train, example.device) if train is not None else None
+    batches = Repeated(train, example.device) if train is not None else None
     if calibration is None and train is not None:
         calibration = _First(train, recipe.data.calibration)
 
@@ -131,6 +132,7 @@ def compress(
             architecture=Architecture(name=type(model).__name__, sha256=architecture_sha(model)),
             loss_of=cross_entropy,
             val=validation,
+            train=batches,
             teachers=teachers,
             numbered=False,
         )
@@ -272,11 +274,12 @@ def session_from(
         recipe,
         optimizer,
         example=_example(train, next(model.parameters()).device),
-        steps_per_epoch=_length(train),
+        steps_per_epoch=length_of(train),
         epochs=epochs,
         calibration=_First(train, recipe.data.calibration),
         profile=profiles.pop() if len(profiles) == 1 else "portable",
         loss_of=cross_entropy,
+        train=train,
     )
 
 
@@ -301,22 +304,6 @@ def finish(args: argparse.Namespace, session: Session, *, inputs: Tensor | None 
     return result
 
 
-class _Repeated:
-    """A plain loader as `fit` wants it; its order is the loader's own business."""
-
-    def __init__(self, loader: Iterable[Any], device: torch.device):
-        self.length = _length(loader)
-        self.loader = loader
-        self.device = device
-
-    def __len__(self) -> int:
-        return self.length
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in self.loader:
-            yield x.to(self.device), y.to(self.device)
-
-
 class _First:
     """The first images of a loader, in its batches, the last one cut to the count."""
 
@@ -336,12 +323,6 @@ class _First:
             left -= len(x)
             if left <= 0:
                 return
-
-
-def _length(loader: Iterable[Any]) -> int:
-    if not isinstance(loader, Sized):
-        raise UserError("train must have a length (a DataLoader or a list of batches).")
-    return len(loader)
 
 
 def _example(loader: Iterable[Any], device: torch.device) -> Tensor:

@@ -44,6 +44,8 @@ CASES = {
     "recover/bias": "int8: {quantize: ptq}\n  m: {recover: bias, mode: full, when: {at: end}}",
     "recover/equalize": "m: {recover: equalize, when: {at: end}}\n  int8: {quantize: ptq}",
     "recover/reconstruct": f"filters: {GRADUAL}\n  m: {{recover: reconstruct, when: {{at: 2ep}}}}",
+    "recover/ladder": f"cut: {{prune: structure, ratio: {RAMP}, when: {{start: 0ep, stop: 2ep}}}}\n"
+    "  int8: {quantize: ptq, bits: 4}\n  m: {recover: ladder, max_drop: 0, layerwise_epochs: 0.5}",
     "regularize/penalty": 'm: {regularize: penalty, weights: "type:Conv2d", penalty: group_lasso, '
     "strength: {ramp: linear, final: 0.05}, threshold: 0.08, when: {start: 0ep, stop: 2ep}}",
     "regularize/slimming": "m: {regularize: slimming, strength: 1e-3}",
@@ -129,6 +131,7 @@ def session(name: str, *, calibration=None, seed: int = 0) -> Session:
         calibration=calibration or data(77),
         loss_of=nn.functional.cross_entropy,
         val=lambda: data(55),
+        train=data(66),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gracile.errors import BindError, GracileError
+from gracile.errors import BindError
 from gracile.recipe.load import loads
 from gracile.train.session import Session
 
@@ -162,6 +162,5 @@ def test_it_needs_a_quantizer_in_the_recipe():
 
 
 def test_before_the_quantizer_it_says_where_it_belongs():
-    s = session(net(), f"fix: {{recover: bias}}\n{PTQ}")
-    with pytest.raises(GracileError, match="put it behind the quantizer"):
-        s.finish()
+    with pytest.raises(BindError, match="put it behind the quantizer"):
+        session(net(), f"fix: {{recover: bias}}\n{PTQ}")

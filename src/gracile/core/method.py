@@ -45,12 +45,17 @@ class Method:
         by_value: how much is removed follows from the values of the weights, not from a share that
             the recipe states; `recipe simulate` warns, as it does not train them.
         counts_statistics: it counts the statistics of batch norms anew.
+        rewires: it takes operators out or puts others in their place, which cannot be done once
+            activations are quantized.
+        cuts_masked: it removes what is masked as a whole.
     """
 
     Options: ClassVar[type[Options]] = Options
     needs: frozenset[str] = frozenset()
     by_value: bool = False
     counts_statistics: bool = False
+    rewires: bool = False
+    cuts_masked: bool = False
     verb: ClassVar[str] = ""
     kind_name: ClassVar[str] = ""
 
@@ -103,6 +108,18 @@ class Method:
         Two methods that claim the same pair are a `PlanConflict`, found before training.
         """
         return ()
+
+    def masked(self, s: Any) -> Iterable[str]:
+        """After attach: addresses of weights that this method leaves masked in the end."""
+        return ()
+
+    def nonzero(self, s: Any) -> Iterable[str]:
+        """After attach: addresses whose values cannot be zero, so that none may be masked."""
+        return ()
+
+    def rounds_from(self, s: Any) -> tuple[int, ...] | None:
+        """After attach: the moment (`s.moment`) from which activations are quantized, if ever."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors and JSON values, nested dicts allowed."""

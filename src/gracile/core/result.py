@@ -25,6 +25,7 @@ class Result:
             observed that.
         history: curves over training, name -> [(epoch, value), ...].
         warnings: (code, text) pairs for the report.
+        ladder: what each recovery of a `recover: ladder` cost and brought.
     """
 
     model: nn.Module
@@ -35,3 +36,4 @@ class Result:
     ranges: dict[str, Any] = field(default_factory=dict)
     history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    ladder: list[dict[str, Any]] = field(default_factory=list)

@@ -191,8 +191,14 @@ class Cutting(core.Method):
                 self.evidence.forget()
                 self.track(s, found.measure, found.wanted, found.reached)
                 return
-        if not chosen:
+        if not chosen and self.failed:
             raise self.none_passed()
+        if not chosen:
+            s.warn(
+                "target-missed",
+                f"'{self.id}' has nothing left to cut: other entries have left out or replaced "
+                "all groups of channels that it could. Let it fire before them.",
+            )
 
     def cut(self, s: Any, gone: Mapping[str, Iterable[int]]) -> None:
         """Cut all of these groups, or in halves as many as pass their proof."""

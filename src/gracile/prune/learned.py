@@ -150,6 +150,9 @@ class LearnedMasks(core.Method):
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         return [("gates", a) for a in self.learned]
 
+    def masked(self, s: Any) -> Iterable[str]:
+        return self.learned
+
     def on_batch_start(self, s: Any) -> None:
         if self._training and s.now >= self.freeze_at:
             self._fix(s)

@@ -86,6 +86,11 @@ class Masking(core.Method):
         edits: list[Mask] = s.mask_edits(self.id)
         return edits
 
+    def masked(self, s: Any) -> Iterable[str]:
+        o = self.options
+        to_the_end = o.lifetime == "span" and o.when.stop is None
+        return self.addresses if self._lasts(s) or to_the_end else ()
+
     def _style(self, s: Any) -> str:
         """How masks live from now on."""
         if self.flags is not None:

@@ -256,6 +256,9 @@ class Quantizer(Choosing):
             *((f"bits:{a.role}", a.id) for a in self.placement.activations),
         ]
 
+    def rounds_from(self, s: Any) -> tuple[int, ...] | None:
+        return s.moment(self, "first") if self.options.activations else None  # type: ignore[no-any-return]
+
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         for address in [a for a in self.grids if not _exists(s, a)]:
             del self.grids[address]

@@ -83,6 +83,9 @@ class Sharing(core.Method):
     def claims(self, s: Any) -> Iterable[tuple[str, str]]:
         return [("values", a) for a in self.addresses]
 
+    def nonzero(self, s: Any) -> Iterable[str]:
+        return () if self._keeps_zeros() else self.addresses
+
     def on_fire(self, s: Any, progress: float) -> None:
         with torch.no_grad():
             self._share_all(s)
@@ -167,6 +170,10 @@ class Sharing(core.Method):
     def _again(self, state: dict[str, Any]) -> Shared:
         """What `Shared.state` was of."""
         return Shared(**state)
+
+    def _keeps_zeros(self) -> bool:
+        """Whether a weight that is masked stays zero."""
+        return bool(getattr(self.options, "keep_zeros", False))
 
     def _tunes(self) -> bool:
         """Whether codebooks are trained."""

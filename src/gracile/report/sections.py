@@ -7,6 +7,7 @@ from gracile.report.coverage import coverage
 from gracile.report.curves import sparsity, training
 from gracile.report.figures import Bar, LayerBars, bar_chart, figure, layer_chart
 from gracile.report.gains import gains
+from gracile.report.ladder import ladder
 from gracile.report.page import Absent, Block, Items, Prose, Section
 from gracile.report.provenance import environment, measurements, recipe, reproduce
 from gracile.report.run import Run
@@ -36,7 +37,7 @@ def everything(run: Run) -> list[Section | Absent]:
     return [
         summary(run), stages(run), agreement(run), speed(run), *gains(run),
         latency(run), layers(run),
-        training(run), sparsity(run), *sensitivity(run), coverage(run), warnings(run),
+        *ladder(run), training(run), sparsity(run), *sensitivity(run), coverage(run), warnings(run),
         kernels(run), parity(run), recipe(run), environment(run), measurements(run),
         reproduce(run),
     ]  # fmt: skip

@@ -19,9 +19,10 @@ from gracile.prune.cutting import Cutting
 from gracile.prune.masking import Masking
 from gracile.recipe.fields import LevelValue
 from gracile.train.evaluate import predict_module, score
-from gracile.train.loop import Batches, fit
+from gracile.train.loop import fit
 from gracile.train.rate import LearningRate
 from gracile.train.session import Session
+from gracile.train.tuning import Batches
 
 LEVELS = ("sparsity", "ratio")  # options that are levels
 

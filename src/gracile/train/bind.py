@@ -163,6 +163,48 @@ def check_claims(methods: list[Method], s: Any, recipe: Recipe) -> None:
             owner[target] = m
 
 
+def check_company(methods: list[Method], s: Any, recipe: Recipe) -> None:
+    """Refuse entries that would get into each other's way later, in training or at its end.
+
+    Raises:
+        BindError: operators go or are replaced when activations are quantized already, or weights
+            are masked whose values cannot be zero. Names both entries and the way out.
+    """
+    for m in methods:
+        last = s.moment(m, "last") if m.rewires else None
+        for q in methods:
+            begins = q.rounds_from(s)
+            if last is not None and begins is not None and begins < last:
+                raise BindError(
+                    f"{place(recipe, 'methods', m.id)}: {_entry(m.id, recipe)} changes operators "
+                    f"after {_entry(q.id, recipe)} has quantized activations. Let '{m.id}' fire "
+                    f"before '{q.id}' begins, or let '{q.id}' begin later."
+                )
+    for q in methods:
+        never = set(q.nonzero(s))
+        for m in methods if never else ():
+            if _cut_away(m, q, methods, s):
+                continue
+            both = [a for a in m.masked(s) if a in never]
+            if both:
+                raise BindError(
+                    f"{place(recipe, 'methods', q.id)}: {_entry(m.id, recipe)} masks '{both[0]}', "
+                    f"and the values that {_entry(q.id, recipe)} gives it have no zero. Use "
+                    "quantize: share with keep_zeros: true, cut the channels (prune: thin), or "
+                    "leave the weight out of one of the two."
+                )
+
+
+def _cut_away(m: Method, q: Method, methods: list[Method], s: Any) -> bool:
+    """Whether what one entry masks is removed before another begins; elements never are."""
+    masked, begins = s.moment(m, "last"), s.moment(q, "first")
+    granularity = getattr(m.options, "granularity", None)
+    if granularity is None or granularity.name == "element" or None in (masked, begins):
+        return False
+    cuts = [s.moment(c, "last") for c in methods if c.cuts_masked]
+    return any(c is not None and masked < c < begins for c in cuts)
+
+
 def _entry(id: str, recipe: Recipe) -> str:
     line = recipe.lines.get(id)
     return f"'{id}'" + (f" (line {line})" if line else "")

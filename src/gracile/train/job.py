@@ -142,6 +142,7 @@ class Workplace:
             architecture=self.spec.architecture,
             loss_of=cross_entropy,
             val=partial(self.batches, "val"),
+            train=loader,
             numbered=loader.augment == "none",
         )
 

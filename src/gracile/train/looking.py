@@ -181,21 +181,28 @@ class Looking:
         return copy
 
     def logits(
-        self, m: Method, images: int = 0, *, unquantized: bool = False
+        self,
+        m: Method,
+        images: int = 0,
+        *,
+        of: Literal["present", "unquantized", "teacher"] = "present",
     ) -> tuple[Tensor, Tensor]:
         """What the network gives on validation data, in eval mode, and the labels; on the CPU.
 
         Args:
             m: who asks.
             images: the first so many; 0 is all of them.
-            unquantized: of the network as it is without its grids.
+            of: the network as it is, that without its grids, or the teacher.
 
         Raises:
             BindError: there is no validation data.
         """
         if self.val is None:
             raise BindError(f"'{m.id}' needs validation data: Session(..., val=<function>).")
-        model = self.unquantized() if unquantized else self.model
+        model = self.model if of == "present" else self.teacher
+        if of == "unquantized":
+            model = self.unquantized()
+        assert model is not None
         return predict_module(model, _first(self.val(), images, self.device))
 
     def _followed(self, m: Method) -> None:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,18 +18,9 @@ from gracile.errors import RecipeError, nearest
 from gracile.recipe.schema import Train
 from gracile.train.evaluate import predict_module, score
 from gracile.train.session import Session
+from gracile.train.tuning import Batches
 
 AUTOCAST = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Batches(Protocol):
-    """A data loader whose order is a function of the epoch."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The mini-batches of one epoch."""
-        ...
 
 
 def make_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:

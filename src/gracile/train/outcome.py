@@ -57,6 +57,7 @@ def outcome(
         },
         "kernels": {r: v["export"]["compressed"]["kernels"] for r, v in runtimes.items()},
         "layers": compressed["layers"],
+        **({"ladder": trained["ladder"]} if trained.get("ladder") else {}),
         "warnings": [{"code": c, "text": t} for c, t in warnings],
         **facts,
     }

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -196,7 +197,6 @@ class _Run:
                     after_epoch=lambda e: self._save(at, e + 1),
                     progress=self.job.progress,
                 )
-            s.epoch_number, s.batch = s.epochs, 0
             s.changed = False
             result = s.finish()
         finally:
@@ -213,7 +213,27 @@ class _Run:
             save_ranges(self.out / RANGES, result.ranges)
         result.ledger.save(self.out / "ledger.json")
         write_json(self.out / "history.json", {"curves": s.history})
-        return {"warnings": result.warnings, "cut": _worst_cut(s.history), "recipe": recipe.sha}
+        self._record_climbs(result.ladder)
+        return {
+            "warnings": result.warnings,
+            "cut": _worst_cut(s.history),
+            "recipe": recipe.sha,
+            "ladder": result.ladder,
+        }
+
+    def _record_climbs(self, climbs: Iterable[Mapping[str, Any]]) -> None:
+        """What each rung of a recovery ladder brought and cost."""
+        for k, climbed in enumerate(climbs):
+            for row in climbed["rungs"]:
+                about = {"rung": f"{climbed['entry']}/{k}/{row['rung']}"}
+                if row["after"] is None:
+                    continue
+                for metric, value, unit in (
+                    ("rung_gain", row["gain"], "points"),
+                    ("rung_ms", 1000 * row["seconds"], "ms"),
+                    ("rung_images", row["images"], "count"),
+                ):
+                    self._record(metric, value, unit, model="compressed", split="val", about=about)
 
     def _fit_to_accuracy(self) -> Session:
         aware = AccuracyAware(
@@ -367,9 +387,9 @@ class _Run:
 
     def _record(
         self, metric: str, value: float, unit: str, *, model: str, artifact: Artifact | None = None,
-        runtime: str | None = None, **facts: Any,
+        runtime: str | None = None, about: Mapping[str, str] = MappingProxyType({}), **facts: Any,
     ) -> None:  # fmt: skip
-        subject = {"model": model} | ({"artifact_sha": artifact.sha} if artifact else {})
+        subject = {"model": model, **about} | ({"artifact_sha": artifact.sha} if artifact else {})
         record = Record(
             metric, float(value), unit, subject=subject, runtime=runtime or "pytorch", **facts
         )

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ from gracile.train.bind import (
     at_train,
     build_methods,
     check_claims,
+    check_company,
     check_needs,
     class_names,
     timetables,
@@ -77,12 +78,13 @@ from gracile.train.bind import (
 from gracile.train.masks import Masks
 from gracile.train.rate import LearningRate
 from gracile.train.teachers import Teachers, learns_from_original, separate
-from gracile.train.trying import Trying
+from gracile.train.tuning import Batches, Repeated, Tuning
 
+LAST = {"quantize": 1, "": 2}  # verbs that decide behind all others: of what masks have left
 Note = tuple[str, str, str | float | None, str | None, str, str]
 
 
-class Session(Trying):
+class Session(Tuning):
     """One compression run.
 
     Args:
@@ -99,6 +101,9 @@ class Session(Trying):
         loss_of: (outputs, labels) -> scalar loss, for methods that want gradients of calibration
             batches.
         val: makes the validation batches, for methods that go by accuracy.
+        train: training mini-batches, for methods that train by themselves: a sized loader of
+            (input, label), or an object whose `batches(epoch)` are in an order of their own for
+            each epoch.
         teachers: name -> network that entries of the recipe learn from by this name; frozen.
         numbered: whether the loop says which images a mini-batch has (`samples`), each the same
             picture every time; None if that is not known beforehand.
@@ -121,6 +126,7 @@ class Session(Trying):
         architecture: Architecture | None = None,
         loss_of: Callable[[Any, Tensor], Tensor] | None = None,
         val: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
+        train: Batches | Iterable[Any] | None = None,
         teachers: Mapping[str, nn.Module] = MappingProxyType({}),
         numbered: bool | None = None,
     ):
@@ -132,6 +138,7 @@ class Session(Trying):
         self.epochs = self.recipe.train.epochs if epochs is None else epochs
         self.calendar = Calendar(self.epochs, steps_per_epoch, self.recipe.train.accumulate)
         self.device = _first(example).device
+        self.train = _batches(train, self.device)
         self.name = architecture.name if architecture else type(model).__name__
 
         self.epoch_number, self.batch, self.steps = 0, 0, steps_per_epoch or 0
@@ -189,6 +196,7 @@ class Session(Trying):
                 with at_entry(self.recipe, m.id):
                     m.on_attach(self)
             check_claims(self.methods, self, self.recipe)
+            check_company(self.methods, self, self.recipe)
         except BaseException:
             self.close()
             raise
@@ -321,6 +329,7 @@ class Session(Trying):
             raise UserError("finish() was called before; make a new Session for another run.")
         if calibration is not None:
             self.calibration = calibration
+        self.epoch_number, self.batch = self.epochs, 0
         self._fire_at_end()
         self._check_fired()
         if self.recipe.accuracy is not None and not self.judged:
@@ -329,7 +338,8 @@ class Session(Trying):
                 "the recipe's 'accuracy' was not kept to: a loop of your own trains all its epochs."
                 " Use gracile.compress or the command.",
             )
-        edits = in_order([e for m in self.methods for e in m.on_detach(self)])
+        last = sorted(self.methods, key=lambda m: LAST.get(m.verb, 0))
+        edits = in_order([e for m in last for e in m.on_detach(self)])
         check_conflicts(edits, self.recipe.lines)
         self.plan = self.plan.extended(edits)
         tensors = self._collect_tensors()
@@ -345,6 +355,7 @@ class Session(Trying):
             ranges=ranges,
             history=self.history,
             warnings=self.warnings,
+            ladder=[row for m in self.methods for row in getattr(m, "climbed", list)()],
         )
 
     def _fire_at_end(self) -> None:
@@ -400,6 +411,16 @@ class Session(Trying):
         """Mini-batches (epochs, if their length is unknown) since training began."""
         steps = self.calendar.steps
         return self.epoch_number * steps + self.batch if steps else self.epoch_number
+
+    def moment(self, m: Method, which: Literal["first", "last"]) -> tuple[int, ...] | None:
+        """When a method fires for the first or last time, to be compared; None if it never does."""
+        table = self.timetables.get(m.id)
+        if table is None:
+            return None
+        order = self.methods.index(m)
+        if table.instants and (which == "first" or not table.at_end):
+            return (*table.instants[0 if which == "first" else -1], order)
+        return (self.epochs, -table.at_end if which == "first" else -1, order)
 
     def active(self, m: Method) -> bool:
         """Whether now lies in the span of a method's `when` (always, if it has none)."""
@@ -723,6 +744,10 @@ def _another(x: Tensor, generator: torch.Generator) -> Tensor:
     if not x.is_floating_point():
         return x.roll(1, dims=-1) if x.ndim else x
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device, x.dtype)
+
+
+def _batches(train: Any, device: torch.device) -> Batches | None:
+    return train if train is None or hasattr(train, "batches") else Repeated(train, device)
 
 
 def _first(example: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -166,6 +166,7 @@ def simulate(
         calibration=noise if calibration is None else calibration,
         loss_of=noise.loss if calibration is None else cross_entropy,
         val=noise.labelled,
+        train=[*noise.labelled()],
     )
     methods, recorder = list(s.methods), _Recorder(s, names)
     for m in methods if calibration is None else ():

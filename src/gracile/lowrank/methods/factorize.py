@@ -88,6 +88,7 @@ class Factorization(LayerByLayer):
     """Replace layers by products of smaller ones."""
 
     Options = FactorizeOptions
+    rewires = True
 
     def __init__(self, id: str, options: Any):
         super().__init__(id, options)

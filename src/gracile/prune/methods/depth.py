@@ -56,6 +56,7 @@ class Depth(core.Method):
 
     Options = DepthOptions
     needs = frozenset()
+    rewires = True
 
     def on_attach(self, s: Any) -> None:
         self.failed: dict[str, str] = {}  # block -> why its skip was rolled back

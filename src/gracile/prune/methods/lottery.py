@@ -121,6 +121,8 @@ class Lottery(Masking):
                     old = self.remembered[part.at]
                     index = torch.tensor(part.keep, device=old.device)
                     self.remembered[part.at] = old.index_select(part.dim, index)
+        there = {*s.parameter_names, *(name for name, _ in s.model.named_buffers())}
+        self.remembered = {a: v for a, v in self.remembered.items() if a in there}
 
     def state_dict(self) -> dict[str, Any]:
         return {"remembered": dict(self.remembered)}

@@ -27,6 +27,7 @@ class Thin(core.Method):
 
     Options = ThinOptions
     needs = frozenset()
+    cuts_masked = True
 
     def on_fire(self, s: Any, progress: float) -> None:
         masks = {a: s.mask(a) for a in s.parameter_names}

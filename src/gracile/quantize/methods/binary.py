@@ -100,6 +100,11 @@ class Binary(LearnedQuantizer):
         reads = self._readers(s) if self.options.activations else {}
         return [*super().claims(s), *(("bits:input", id) for id in reads)]
 
+    def rounds_from(self, s: Any) -> tuple[int, ...] | None:
+        o = self.options
+        begins = s.calendar.minibatch(o.activations_from or o.start)
+        return (*s.calendar.instant(begins), len(s.methods)) if o.activations else None
+
     def on_fire(self, s: Any, progress: float) -> None:
         self.lay(s)
 

@@ -17,6 +17,7 @@ from gracile.core.schedule import When
 from gracile.errors import BindError, GracileError
 from gracile.quantize.engine import Quantizer
 from gracile.quantize.methods.ptq import Ptq
+from gracile.recover.behind import refuse_before
 from gracile.recover.methods.bias import BiasCorrection
 
 
@@ -66,6 +67,7 @@ class AccuracyControl(core.Method):
                 f"'{self.id}' reverts what `quantize: ptq` did, and this recipe has none; add "
                 "int8: {quantize: ptq, when: {at: end}} before it."
             )
+        refuse_before(self, s, [m for m in s.methods if isinstance(m, Ptq)])
         for m in s.methods[: s.methods.index(self)]:
             if isinstance(m, BiasCorrection) and m.options.when == self.options.when:
                 raise BindError(
@@ -80,8 +82,8 @@ class AccuracyControl(core.Method):
                 f"'{self.id}' fires while nothing is quantized; put it behind the quantizer, at "
                 "the same time or later."
             )
-        wanted = _top1(*s.logits(self, unquantized=True)) - self.options.max_drop / 100 - 1e-9
-        first = _top1(*s.logits(self))
+        wanted = top1(*s.logits(self, of="unquantized")) - self.options.max_drop / 100 - 1e-9
+        first = top1(*s.logits(self))
         if first >= wanted:
             return
         ranked = self._ranked(s, quantizers)
@@ -90,7 +92,7 @@ class AccuracyControl(core.Method):
         def without(k: int) -> float:
             _revert(s, quantizers, ranked[:k], f"reverted by '{self.id}' to keep the accuracy")
             if k not in found:
-                found[k] = _top1(*s.logits(self))
+                found[k] = top1(*s.logits(self))
                 s.track("accuracy/reverted", k)
                 s.track("accuracy/top1", found[k])
             return found[k]
@@ -104,13 +106,13 @@ class AccuracyControl(core.Method):
     def _ranked(self, s: Any, quantizers: list[Any]) -> list[_Operator]:
         """All operators, that one first without which the network is best."""
         images = self.options.images
-        floats, labels = s.logits(self, images, unquantized=True)
+        floats, labels = s.logits(self, images, of="unquantized")
         cost: dict[_Operator, tuple[float, float]] = {}
         for operator in [_Operator(m, id) for m in quantizers for id in m.placement.operators]:
             with _without(s, quantizers, operator):
                 found, _ = s.logits(self, images)
             noise = float((found - floats).square().sum() / floats.square().sum())
-            lost = -_top1(found, labels) if self.options.rank == "accuracy" else 0.0
+            lost = -top1(found, labels) if self.options.rank == "accuracy" else 0.0
             cost[operator] = (lost, noise)
         return sorted(cost, key=cost.__getitem__)
 
@@ -166,5 +168,11 @@ def _revert(s: Any, quantizers: list[Any], operators: list[_Operator], why: str)
         m.revert(s, {o.id: why for o in operators if o.of is m})
 
 
-def _top1(logits: Tensor, labels: Tensor) -> float:
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers, in [0, 1].
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
+    """
     return float((logits.argmax(1) == labels).double().mean())

@@ -18,8 +18,9 @@ from gracile.core.schedule import When
 from gracile.distribute.collective import all_reduce_mean_
 from gracile.errors import BindError, GracileError
 from gracile.graph.graph import Graph, Node
-from gracile.quantize.engine import LAYER
+from gracile.quantize.engine import LAYER, Quantizer
 from gracile.quantize.patterns import TRANSPARENT_OPS, WEIGHT_OPS
+from gracile.recover.behind import refuse_before
 
 
 class BiasOptions(core.Options):
@@ -72,11 +73,14 @@ class BiasCorrection(core.Method):
     needs = frozenset({"calibration", "graph"})
 
     def on_attach(self, s: Any) -> None:
-        if not any(m.verb == "quantize" for m in s.methods):
+        quantizers = [m for m in s.methods if isinstance(m, Quantizer)]
+        if not quantizers:
             raise BindError(
                 f"'{self.id}' makes up for quantization, and this recipe has none; add "
                 "int8: {quantize: ptq, when: {at: end}} before it."
             )
+        if self in s.methods:
+            refuse_before(self, s, quantizers)
 
     def on_fire(self, s: Any, progress: float) -> None:
         layers = self._layers(s)
@@ -86,8 +90,14 @@ class BiasCorrection(core.Method):
             self._full(s, {v.node.id: v for v in layers})
         s.changed = True
 
+    def quantized(self, s: Any) -> bool:
+        """Whether a layer's weight or input is on a grid by now."""
+        return bool(self._asked(s))
+
     def _fast(self, s: Any, layers: Iterable[Corrected]) -> None:
         layers = list(layers)
+        if not layers:
+            return
         ids = {v.fed.id for v in layers} | {v.node.id for v in layers}
         sums: dict[str, Tensor] = {}
         images = 0
@@ -118,10 +128,7 @@ class BiasCorrection(core.Method):
                     model.need(node.id)
 
     def _layers(self, s: Any) -> list[Corrected]:
-        graph: Graph = s.graph
-        on_grid = set(s.overlays.addresses(LAYER))
-        found = [_layer(graph, n) for n in graph.of_op(*WEIGHT_OPS) if "weight" in n.params]
-        asked = [v for v in found if v.node.params["weight"] in on_grid or v.fed.op == "quantize"]
+        asked = self._asked(s)
         if not asked:
             raise GracileError(
                 f"'{self.id}' fires while nothing is quantized; put it behind the quantizer, at "
@@ -137,6 +144,13 @@ class BiasCorrection(core.Method):
                 "BatchNorm of their own behind them. Give these layers bias=True.",
             )
         return able
+
+    def _asked(self, s: Any) -> list[Corrected]:
+        """Layers whose weight or input is on a grid."""
+        graph: Graph = s.graph
+        on_grid = set(s.overlays.addresses(LAYER))
+        found = [_layer(graph, n) for n in graph.of_op(*WEIGHT_OPS) if "weight" in n.params]
+        return [v for v in found if v.node.params["weight"] in on_grid or v.fed.op == "quantize"]
 
 
 def _layer(graph: Graph, node: Node) -> Corrected:

@@ -92,6 +92,9 @@ class Penalty(Regularizer):
         edits: list[Mask] = s.mask_edits(self.id)
         return edits
 
+    def masked(self, s: Any) -> Iterable[str]:
+        return self.addresses if self.options.threshold != "none" and self.options.keep_mask else ()
+
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
         self.addresses = [a for a in self.addresses if a in s.parameter_names]
         self._bind(s)
@@ -107,7 +110,7 @@ class Penalty(Regularizer):
         """Number the groups of each tensor, and try the penalty once."""
         self.groups: dict[str, Tensor] = {}
         for a in self.addresses:
-            weight = self._weight(s, a).detach()
+            weight = s.parameter(a).detach()  # overlays may not have followed a cut yet
             doing = f"granularity {self.options.granularity.name}"
             try:
                 ids = self.options.granularity.fn(tuple(weight.shape))
