@@ -31,6 +31,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rank_rule": ("gracile.lowrank.ranks",),
     "kd_loss": ("gracile.distill.losses",),
     "feature_loss": ("gracile.distill.features",),
+    "exit_head": ("gracile.nn.exits",),
     "reward": ("gracile.search.rewards",),
     "method": tuple(f"gracile.{room}.methods" for room in METHOD_ROOMS),
     "model": ("gracile.models",),

@@ -51,6 +51,7 @@ def test_it_has_a_source_a_docstring_a_page_and_a_test(name):
             "feature_loss",
             "factorizer",
             "rank_rule",
+            "exit_head",
         )
         for e in registry.entries(kind)
     ],

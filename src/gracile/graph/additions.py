@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gracile.core.plan import Add, Axis, Decompose, Factorize, Member, Plan, Remove, Skip
+from gracile.core.plan import Add, Axis, Decompose, Exit, Factorize, Member, Plan, Remove, Skip
 from gracile.core.replan import Units, changes, growth, pick, restoring, widths
 from gracile.errors import UserError
 from gracile.graph.capture import bare_copy, capture
@@ -70,14 +70,14 @@ def cuts(plan: Plan) -> list[Remove]:
     return [Remove(group=tuple(group))] if group else []
 
 
-def structural(plan: Plan) -> list[Remove | Skip | Factorize | Decompose]:
+def structural(plan: Plan) -> list[Remove | Skip | Factorize | Decompose | Exit]:
     """All edits of structure that lead from the original to where a Plan leads.
 
     As they stand in the Plan; with additions in it the blocks go first, then one cut,
     and layers are taken apart at the end.
     """
     if not plan.of_kind("add"):
-        return [e for e in plan if isinstance(e, (Remove, Skip, Factorize, Decompose))]
+        return [e for e in plan if isinstance(e, (Remove, Skip, Factorize, Decompose, Exit))]
     skips = plan.of_kind("skip")
     gone = [path for e in skips for path in e.gone]
     groups = [[m for m in cut.group if not covers(gone, m.at)] for cut in cuts(plan)]
@@ -114,6 +114,11 @@ def _check_whole(plan: Plan) -> None:
         raise UserError(
             f"edit {smaller[0].id} factorizes a layer; channels are added back only to a network "
             "that has all its layers."
+        )
+    if exits := plan.of_kind("exit"):
+        raise UserError(
+            f"edit {exits[0].id} attaches an early exit; channels are added back only to a network "
+            "without exits."
         )
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Decompose, Factorize, Member, Remove, Skip
+from gracile.core.plan import Decompose, Exit, Factorize, Member, Remove, Skip
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.decompose import decomposed, prove_decomposition
 from gracile.graph.dependency import ChannelGroup, channel_groups, follow, size_of
+from gracile.graph.exits import attached, prove_attached
 from gracile.graph.factorize import Factors, factorized, prove_factorization
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
@@ -27,7 +28,7 @@ from gracile.graph.reproduce import smallest
 from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
-Structural = Remove | Skip | Factorize | Decompose
+Structural = Remove | Skip | Factorize | Decompose | Exit
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _runs(edits: Sequence[Structural]) -> list[list[Structural]]:
     for e in edits:
         if not isinstance(e, Structural):
             raise UserError(
-                "surgery makes 'remove', 'skip', 'factorize' and 'decompose' edits, not "
+                "surgery makes 'remove', 'skip', 'factorize', 'decompose' and 'exit' edits, not "
                 f"'{e.kind}'."
             )
     return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
@@ -268,6 +269,8 @@ def _proven(
         return prove_decomposition(apart, examples, graph)
     if smaller := [e for e in run if isinstance(e, Factorize)]:
         return prove_factorization(model, smaller, factors, examples)
+    if exits := [e for e in run if isinstance(e, Exit)]:
+        return prove_attached(model, exits, examples)
     if not removes:
         return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
     ready = prepared(model, examples[0], graph)
@@ -295,6 +298,8 @@ def _cut_run(
         return decomposed(graph, apart, example)
     if smaller := [e for e in run if isinstance(e, Factorize)]:
         return factorized(model, smaller, factors, optimizer=optimizer)
+    if exits := [e for e in run if isinstance(e, Exit)]:
+        return attached(graph, exits, optimizer=optimizer)
     if not removes:
         skips = [e for e in run if isinstance(e, Skip)]
         return leave_out(model, skips, graph, optimizer=optimizer)
