@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from gracile.benchmark.artifact import Unit
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.benchmark.runtimes.base import Array, Loaded
+from gracile.benchmark.runtimes.cascade import Cascade, entropy
 from gracile.benchmark.runtimes.pytorch import flat, node_values, unit_values
 from gracile.core.plan import Plan
 from gracile.errors import ParityError
 from gracile.export.prepare import ActivationGrid, activation_grids
 from gracile.graph.capture import capture
 from gracile.graph.instrument import SUFFIX
+from gracile.graph.stages import handed_on, input_names, stages
 from gracile.nn.quantized import ActivationQuantizer
 
 FEW = 3  # elements of a tiny unit that may be ties whatever share that is
@@ -135,6 +137,8 @@ def check(
     """
     batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     batch = tuple(x.detach().cpu() for x in batch)
+    if isinstance(loaded, Cascade):
+        return _check_cascade(model, loaded, batch)
     kind = _kind(precision or loaded.precision, loaded.hint)
     tolerance = _tolerance(model, kind)
     with _on_cpu(model) as reference:
@@ -166,6 +170,49 @@ def check(
         ok=not problems,
         problems=tuple(problems),
         units=tuple(units),
+    )
+
+
+def _check_cascade(
+    model: nn.Module, loaded: Cascade, batch: tuple[Tensor, ...]
+) -> ParityReport:
+    """Every stage by itself, fed what PyTorch's stages hand on; then where inputs leave.
+
+    An input may leave elsewhere than in PyTorch if its entropy is as near to the threshold as the
+    runtime's answers are to PyTorch's.
+    """
+    with _on_cpu(model) as reference:
+        found = stages(reference, batch)
+        between = handed_on(found, batch, input_names(found))
+        reports = [
+            check(stage.module, part, given)
+            for stage, part, (given, _) in zip(found, loaded.stages, between, strict=True)
+        ]
+        with torch.no_grad():
+            expected = reference(*batch).numpy()
+    problems = [f"stage {k}: {text}" for k, r in enumerate(reports) for text in r.problems]
+    got, taken = loaded.answer(batch)
+    left = np.zeros(len(got), dtype=bool)
+    for k, step in enumerate(loaded.steps[:-1]):
+        assert step.threshold is not None
+        mine = entropy(between[k][1][0].numpy(), step.temperature)
+        near = 1e-3 if reports[k].precision == "f32" else 0.05
+        clear = ~left & (np.abs(mine - step.threshold) > near)
+        wrong = int((clear & ((mine < step.threshold) != (taken == k))).sum())
+        if wrong:
+            problems.append(f"{wrong} inputs leave at exit {k} that should not, or do not")
+        left |= (taken == k) | (mine < step.threshold)
+    worst = max(reports, key=lambda r: (not r.ok, r.max_abs))
+    levels = [r.max_lsb for r in reports if r.max_lsb is not None]
+    return replace(
+        worst,
+        max_abs=max(r.max_abs for r in reports),
+        max_lsb=max(levels) if levels else None,
+        cosine=min(r.cosine for r in reports),
+        agreement=_agreement(expected, got),
+        ok=not problems,
+        problems=tuple(problems),
+        units=tuple(u for r in reports for u in r.units),
     )
 
 
