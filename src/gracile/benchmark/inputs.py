@@ -12,13 +12,7 @@ import numpy as np
 
 from gracile.benchmark.runtimes.base import Array, Loaded
 from gracile.benchmark.runtimes.cascade import Cascade
-from gracile.benchmark.timing import (
-    against,
-    check_fair,
-    median_interval,
-    ratio_record,
-    record_facts,
-)
+from gracile.benchmark.timing import RESAMPLES, against, check_fair, record_facts
 from gracile.core.record import Record
 from gracile.errors import UserError
 
@@ -40,9 +34,9 @@ def measure_inputs(
         seed: of the bootstrap.
 
     Returns:
-        For each name the Record `mean_latency_ms`: the median of the rounds' means over the inputs,
-        with its interval; n, median and p95 over all inferences. For each but the first
-        `mean_speedup`, the ratio of the two. For a cascade `exit_rate` of each exit, the share of
+        For each name the Record `mean_latency_ms`: the mean over the inputs, median and p95 over the
+        inputs, each input's time being the median of its rounds; intervals are bootstrapped over
+        the rounds. For each but the first `mean_speedup`, the ratio of the means. For a cascade `exit_rate` of each exit, the share of
         the inputs that leave there, ``subject["exit"]`` is its number, and the last one the end.
 
     Raises:
@@ -60,31 +54,45 @@ def measure_inputs(
                 start = perf_counter()
                 item.run(x)
                 times[name][r, k] = (perf_counter() - start) * 1e3
+    draw = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, rounds))
+    drawn = {name: np.array([_mean(t[rows]) for rows in draw]) for name, t in times.items()}
     base = next(iter(loaded))
     out = []
     for name, item in loaded.items():
         facts = record_facts(item, name, 1, seed)
-        out.append(_mean(times[name], facts, seed))
+        out.append(_latency(times[name], drawn[name], facts))
         if name != base:
-            means = times[base].mean(1), times[name].mean(1)
-            out.append(ratio_record("mean_speedup", *means, against(facts, base), seed))
+            ratio = _mean(times[base]) / _mean(times[name])
+            ends = _interval(drawn[base] / drawn[name])
+            pair = against(facts, base)
+            out.append(Record("mean_speedup", ratio, "ratio", n=rounds, ci95=ends, **pair))
         if isinstance(item, Cascade):
             out += _rates(item, inputs, facts)
     return out
 
 
-def _mean(times: np.ndarray[Any, Any], facts: Mapping[str, Any], seed: int) -> Record:
-    means = times.mean(1)
-    low, high = np.quantile(times, [0.25, 0.75])
+def _mean(times: Array) -> float:
+    """Mean over inputs of the median over rounds, of (rounds, inputs)."""
+    return float(np.median(times, axis=0).mean())
+
+
+def _interval(drawn: Array) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _latency(times: Array, drawn: Array, facts: Mapping[str, Any]) -> Record:
+    each = np.median(times, axis=0)
+    low, high = np.quantile(each, [0.25, 0.75])
     return Record(
         "mean_latency_ms",
-        float(np.median(means)),
+        _mean(times),
         "ms",
-        n=times.size,
-        median=float(np.median(times)),
-        p95=float(np.quantile(times, 0.95)),
+        n=len(each),
+        median=float(np.median(each)),
+        p95=float(np.quantile(each, 0.95)),
         iqr=float(high - low),
-        ci95=median_interval(means, seed),
+        ci95=_interval(drawn),
         **facts,
     )
 
