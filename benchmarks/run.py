@@ -25,6 +25,7 @@ from benchmarks import (
     csr,
     distillation,
     dynamic,
+    early_exit,
     fakequant,
     hints,
     integer_proof,
@@ -74,6 +75,7 @@ BENCHMARKS: dict[str, Any] = {
         qat_step,
         techniques,
         distillation,
+        early_exit,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"

@@ -37,12 +37,13 @@ def batches(seed: int, n: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     rng = torch.Generator().manual_seed(seed)
     labels = [torch.randint(0, 4, (BATCH,), generator=rng) for _ in range(n)]
     return [
-        (torch.randn(BATCH, 3, 8, 8, generator=rng) + y[:, None, None, None] / 2, y)
-        for y in labels
+        (torch.randn(BATCH, 3, 8, 8, generator=rng) + y[:, None, None, None] / 2, y) for y in labels
     ]
 
 
-def session(methods: str = EXITS, epochs: int = 2, model: nn.Module | None = None, **more) -> Session:
+def session(
+    methods: str = EXITS, epochs: int = 2, model: nn.Module | None = None, **more
+) -> Session:
     """Bound, with SGD."""
     text = f"recipe: 1\ntrain: {{epochs: {epochs}}}\nmethods:\n  {methods}\n"
     torch.manual_seed(0)

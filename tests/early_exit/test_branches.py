@@ -191,13 +191,13 @@ def test_what_cannot_work_is_refused_at_bind(methods, model, text):
 
 def test_two_entries_are_a_conflict():
     two = case.EXITS + "\n  n: {early_exit: branches, at: [relu]}"
-    with pytest.raises(PlanConflict, match="'m' .* and 'n'"):
+    with pytest.raises(PlanConflict, match=r"'m' .* and 'n'"):
         case.session(two)
 
 
 def test_labels_are_asked_for():
     s = case.session()
-    with pytest.raises(UserError, match="labels=.*imitate: 1"):
+    with pytest.raises(UserError, match=r"labels=.*imitate: 1"):
         case.train(s, 0, labels=False)
 
 

@@ -70,7 +70,9 @@ def test_costs_count_the_heads_on_the_way(result):
     assert until == [
         stem + head, stem + head + block + head, stem + 2 * head + 2 * block + head
     ]  # fmt: skip
-    assert whole == until[-1] - 2 * head == totals(case.Net(), capture(case.Net(), case.images())).macs
+    assert (
+        whole == until[-1] - 2 * head == totals(case.Net(), capture(case.Net(), case.images())).macs
+    )
 
 
 def test_a_model_without_exits_has_no_stages():

@@ -119,7 +119,7 @@ def test_it_is_read_back_wherever_its_folder_is(artifact, x, tmp_path):
     assert again.size_bytes == sum(p.stat().st_size for p in files(artifact.path))
     np.testing.assert_array_equal(load(again).run(x)[0], load(artifact).run(x)[0])
     next(p for p in files(again.path) if "stage1" in str(p)).unlink()
-    with pytest.raises(UserError, match="stage1.*no such file"):
+    with pytest.raises(UserError, match=r"stage1.*no such file"):
         open_artifact(folder / "cascade.json")
 
 

@@ -34,10 +34,11 @@ def measure_inputs(
         seed: of the bootstrap.
 
     Returns:
-        For each name the Record `mean_latency_ms`: the mean over the inputs, median and p95 over the
-        inputs, each input's time being the median of its rounds; intervals are bootstrapped over
-        the rounds. For each but the first `mean_speedup`, the ratio of the means. For a cascade `exit_rate` of each exit, the share of
-        the inputs that leave there, ``subject["exit"]`` is its number, and the last one the end.
+        For each name the Record `mean_latency_ms`: the mean over the inputs, with median and p95
+        over them, each input's time being the median of its rounds; intervals are bootstrapped over
+        the rounds. For each but the first `mean_speedup`, the ratio of the means. For a cascade
+        `exit_rate` of each exit, the share of the inputs that leave there; ``subject["exit"]`` is
+        its number, and the last one the end.
 
     Raises:
         UserError: fewer than 5 rounds, nothing to time, no inputs, or settings that differ.

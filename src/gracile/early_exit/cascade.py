@@ -65,8 +65,9 @@ class Cascade(nn.Module):
 
 
 def exit_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[list[int], int]:
-    """Multiply-adds of one input that leaves at each exit, heads before it included, and at the end;
-    and those of the network without its exits.
+    """What an input costs that leaves at each exit, and at the end; and what without exits.
+
+    In multiply-adds; heads on the way are included.
 
     Raises:
         UserError: the model has no exits.

@@ -1,7 +1,7 @@
 """Write a network with early exits: a file for each stage, and `cascade.json`, which joins them.
 
-Whatever a runtime's exporter does with a network it does with each stage, so grids, units and proofs
-are the same; runtimes have no operator that stops in the middle.
+Whatever a runtime's exporter does with a network it does with each stage, so grids, units and
+proofs are the same; runtimes have no operator that stops in the middle.
 """
 
 import json

@@ -28,6 +28,7 @@ from gracile.export.prepare import ActivationGrid, activation_grids
 from gracile.graph.capture import capture
 from gracile.graph.instrument import SUFFIX
 from gracile.graph.stages import handed_on, input_names, stages
+from gracile.nn.exits import choice_of
 from gracile.nn.quantized import ActivationQuantizer
 
 FEW = 3  # elements of a tiny unit that may be ties whatever share that is
@@ -38,6 +39,7 @@ SHARE_TIES = 3e-2  # share of a layer's elements that may be off; beyond it each
 HALF_WAY = 0.1  # of a level: biases are rounded to steps of the sum; seen: 0.05 in depthwise layers
 SHARE_TIES_POOL = 0.3  # sums of a few integers, averaged or added, are exact ties far more often
 MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "f16": 0.9999, "int8": 0.99}
+NEAR, NEAR_INT8 = {"f32": 1e-3}, 0.05  # entropies as near to a threshold may fall on either side
 MIN_COSINE_LOW_BITS = 0.9  # one level of a 4-bit grid is 1/15 of its range
 REASON = {
     "f32": (
@@ -173,9 +175,7 @@ def check(
     )
 
 
-def _check_cascade(
-    model: nn.Module, loaded: Cascade, batch: tuple[Tensor, ...]
-) -> ParityReport:
+def _check_cascade(model: nn.Module, loaded: Cascade, batch: tuple[Tensor, ...]) -> ParityReport:
     """Every stage by itself, fed what PyTorch's stages hand on; then where inputs leave.
 
     An input may leave elsewhere than in PyTorch if its entropy is as near to the threshold as the
@@ -193,15 +193,15 @@ def _check_cascade(
     problems = [f"stage {k}: {text}" for k, r in enumerate(reports) for text in r.problems]
     got, taken = loaded.answer(batch)
     left = np.zeros(len(got), dtype=bool)
-    for k, step in enumerate(loaded.steps[:-1]):
-        assert step.threshold is not None
-        mine = entropy(between[k][1][0].numpy(), step.temperature)
-        near = 1e-3 if reports[k].precision == "f32" else 0.05
-        clear = ~left & (np.abs(mine - step.threshold) > near)
-        wrong = int((clear & ((mine < step.threshold) != (taken == k))).sum())
+    choice = choice_of(model)
+    assert choice is not None
+    for k, threshold in enumerate(choice.thresholds.tolist()):
+        mine = entropy(between[k][1][0].numpy(), float(choice.temperatures[k]))
+        clear = ~left & (np.abs(mine - threshold) > NEAR.get(reports[k].precision, NEAR_INT8))
+        wrong = int((clear & ((mine < threshold) != (taken == k))).sum())
         if wrong:
             problems.append(f"{wrong} inputs leave at exit {k} that should not, or do not")
-        left |= (taken == k) | (mine < step.threshold)
+        left |= (taken == k) | (mine < threshold)
     worst = max(reports, key=lambda r: (not r.ok, r.max_abs))
     levels = [r.max_lsb for r in reports if r.max_lsb is not None]
     return replace(

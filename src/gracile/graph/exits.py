@@ -88,7 +88,8 @@ def attached(
         UserError: the network has exits, no such node, or a head that cannot read it.
     """
     end = final_answer(graph)
-    assert graph.module is not None and end.shape is not None
+    assert graph.module is not None
+    assert end.shape is not None
     if hasattr(graph.module, HOME):
         raise UserError(
             f"the network has '{HOME}' already; all its exits are attached at once, by one entry."
@@ -143,7 +144,9 @@ def settle(model: nn.Module, edits: Sequence[Exit]) -> None:
         choice.temperatures[k] = edit.temperature
 
 
-def prove_attached(model: nn.Module, edits: Sequence[Exit], examples: Sequence[Inputs]) -> verify.Proof:
+def prove_attached(
+    model: nn.Module, edits: Sequence[Exit], examples: Sequence[Inputs]
+) -> verify.Proof:
     """Compare the network with and without exits, in eval and train mode.
 
     Raises:

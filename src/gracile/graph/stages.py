@@ -1,7 +1,7 @@
-"""Cut a network with early exits into stages: what runs before the first answer, then before the next.
+"""Cut a network with early exits into stages: what runs before the first answer, then on.
 
-Every operator is in the first stage that needs it. What a later stage reads of an earlier one, be it
-one tensor or several, is handed over; parameters are shared.
+Every operator is in the first stage that needs it. What a later stage reads of an earlier one, be
+it one tensor or several, is handed over; parameters are shared.
 """
 
 from collections.abc import Sequence

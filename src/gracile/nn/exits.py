@@ -126,7 +126,7 @@ def choice_of(model: nn.Module) -> Choice | None:
 
 @contextmanager
 def answers_seen(model: nn.Module) -> Iterator[Callable[[], tuple[Tensor, ...]]]:
-    """While this lasts: a function that gives all answers of the forward before, the final one last.
+    """While this lasts: a function that gives all answers of the last forward, the end's last.
 
     Raises:
         UserError: the model has no exits.

@@ -1,4 +1,4 @@
-"""What a run finds out about early exits: the curve on validation data, rates, times on real inputs."""
+"""What a run finds out about early exits: the curve on validation data, rates, real times."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -26,9 +26,7 @@ def has_exits(model: nn.Module) -> bool:
     return choice_of(model) is not None
 
 
-def exit_facts(
-    model: nn.Module, example: Tensor, val: Batches, test: Batches
-) -> dict[str, Any]:
+def exit_facts(model: nn.Module, example: Tensor, val: Batches, test: Batches) -> dict[str, Any]:
     """What a network with exits does, in PyTorch.
 
     Args:

@@ -19,7 +19,6 @@ from gracile.benchmark.runtimes.base import Array, Inputs, Kernel, Loaded, array
 from gracile.errors import UserError
 
 
-
 @dataclass(frozen=True)
 class Step:
     """One stage of a cascade.
@@ -41,9 +40,10 @@ class Step:
 class Cascade(Loaded):
     """Stages of a network in one runtime.
 
-    `run` stops at the first exit that is sure; of a batch, only what is left goes on, filled up to a
-    power of two, so that a runtime with fixed shapes sees few of them. `time`, which has no real
-    inputs, runs all stages: how long it takes where no exit is sure. See `gracile.benchmark.inputs`.
+    `run` stops at the first exit that is sure; of a batch, only what is left goes on, filled up to
+    a power of two, so that a runtime with fixed shapes sees few of them. `time`, which has no real
+    inputs, runs all stages: how long it takes where no exit is sure. For real ones see
+    `gracile.benchmark.inputs`.
 
     Attributes:
         stages: the loaded stages, in order.
@@ -58,9 +58,7 @@ class Cascade(Loaded):
         self.steps = steps(artifact.path)
         self.stages = [load(open_artifact(p), **options) for p in stage_files(artifact.path)]
         made = {n for s in self.steps for n in s.makes}
-        self._inputs = list(
-            dict.fromkeys(n for s in self.steps for n in s.reads if n not in made)
-        )
+        self._inputs = list(dict.fromkeys(n for s in self.steps for n in s.reads if n not in made))
 
     @property
     def version(self) -> str:
@@ -72,7 +70,7 @@ class Cascade(Loaded):
         return [self.answer(inputs)[0]]
 
     def answer(self, inputs: Inputs) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Answers (N, C), and the number of the exit (N,) that gave each, the end being the last."""
+        """Answers (N, C), and the number of the exit (N,) that gave each; the end is the last."""
         known = self._named(inputs)
         n = len(next(iter(known.values())))
         left = np.arange(n)

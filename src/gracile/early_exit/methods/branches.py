@@ -17,7 +17,7 @@ from gracile.early_exit.cascade import exit_macs
 from gracile.errors import BindError, UserError
 from gracile.graph.exits import exit_edits, head_path
 from gracile.graph.taps import names_of
-from gracile.nn.exits import HOME, SOURCE, all_exits, choice_of
+from gracile.nn.exits import SOURCE, all_exits, choice_of
 from gracile.recipe.fields import KernelRef, Selector, kernel
 from gracile.recipe.messages import FieldError
 
@@ -79,20 +79,24 @@ class BranchesOptions(core.Options):
                 ("weights",),
             )
         if self.when.at is None:
-            raise FieldError("must be one point: exits are attached once. Write {at: 0ep}.", ("when",))
+            raise FieldError(
+                "must be one point: exits are attached once. Write {at: 0ep}.", ("when",)
+            )
         return self
 
 
 @core.method("early_exit", "branches", source=SOURCE)
 class Branches(core.Method):
-    """Attach exits, train them with the network, and choose on validation data how sure they must be."""
+    """Attach exits, train them along, and choose on validation data how sure they must be."""
 
     Options = BranchesOptions
     needs = frozenset({"train", "validation"})
 
     def on_attach(self, s: Any) -> None:
         self.handle: Any = None
-        self.answers: tuple[Tensor, ...] = ()  # of the last forward in training; the final one first
+        self.answers: tuple[
+            Tensor, ...
+        ] = ()  # of the last forward in training; the final one first
         self._edits(s)
 
     def on_fire(self, s: Any, progress: float) -> None:
@@ -146,7 +150,9 @@ class Branches(core.Method):
         o = self.options
         names = names_of(s.model, s.graph)
         ids = [names[n] for n in select(o.at, list(names), {}, what="layer", model=s.name)]
-        edits = exit_edits(s.graph, list(dict.fromkeys(ids)), o.head.name, dict(o.head.options), self.id)
+        edits = exit_edits(
+            s.graph, list(dict.fromkeys(ids)), o.head.name, dict(o.head.options), self.id
+        )
         for edit in edits:
             o.head.fn(s.graph[edit.after].shape[1:], 2)  # refuses what it cannot read
         if isinstance(o.weights, tuple) and len(o.weights) != len(edits):
@@ -156,8 +162,8 @@ class Branches(core.Method):
             )
         if isinstance(o.weights, float) and o.weights * len(edits) >= 1:
             raise BindError(
-                f"'{self.id}': {len(edits)} exits of weight {o.weights} leave nothing for the final "
-                f"answer; write less than {1 / len(edits):.3g}."
+                f"'{self.id}': {len(edits)} exits of weight {o.weights} leave nothing for the "
+                f"final answer; write less than {1 / len(edits):.3g}."
             )
         return edits
 
@@ -206,8 +212,8 @@ class Branches(core.Method):
                 s.warn(
                     "exit-goal",
                     f"'{self.id}': no thresholds have a mean cost of {o.goal.mean_cost}: if all "
-                    f"leave at the first exit it is {chosen.mean_cost:.3f} already. Put one further "
-                    "to the front, or take a cheaper head.",
+                    f"leave at the first exit it is {chosen.mean_cost:.3f} already. Put one "
+                    "further to the front, or take a cheaper head.",
                 )
         mine = [e for e in s.plan.of_kind("exit") if e.by == self.id]
         s.settle(
