@@ -89,7 +89,7 @@ def exported(
     for part in parts:
         for key in ("left_float", "left_wider"):
             left.setdefault(key, {}).update(part.metadata.get(key, {}))
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "runtime": runtime,
         "precision": every.pop() if len(every) == 1 else "mixed",

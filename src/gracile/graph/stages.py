@@ -52,7 +52,7 @@ def stages(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Stage
         raise UserError("this network has no early exits to be cut at.")
     nodes: list[fx.Node] = list(graph.module.graph.nodes)
     (choice,) = [n for n in nodes if n.meta.get("id") == CHOICE]
-    final, *early = choice.args
+    final, *early = choice.all_input_nodes
     own: list[list[fx.Node]] = []
     done: set[fx.Node] = set()
     for answer in (*early, final):

@@ -120,11 +120,12 @@ class Branches(core.Method):
         self.handle = choice.register_forward_pre_hook(keep)
 
     def on_loss(self, s: Any) -> dict[str, Tensor]:
-        (final, *early), _ = self.answers or (None,), self._close()
-        if not early:
+        answers = self.answers
+        self._close()
+        if not answers:
             return {}
+        final, *early = answers
         weights = self._weights(len(early))
-        assert final is not None
         terms = [w * self._loss(s, x, final) for w, x in zip(weights, early, strict=True)]
         return {"task": (1 - sum(weights)) * s.task_loss, self.id: torch.stack(terms).sum()}
 
