@@ -25,6 +25,7 @@ from benchmarks import (
     csr,
     distillation,
     dynamic,
+    early_exit,
     factorial,
     fakequant,
     hints,
@@ -78,6 +79,7 @@ BENCHMARKS: dict[str, Any] = {
         factorial,
         lowrank,
         distillation,
+        early_exit,
     )
 }
 RESULTS = Path(__file__).parents[1] / "results"

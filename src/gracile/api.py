@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gracile import registry
 from gracile.analyze.comparison import compare_models
 from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import load as load_artifact
@@ -28,6 +27,7 @@ from gracile.core.result import Result
 from gracile.data.sets import open_data
 from gracile.errors import GracileError, UserError
 from gracile.export import parity
+from gracile.export.cascade import exported
 from gracile.graph.capture import capture
 from gracile.graph.dependency import channel_groups
 from gracile.models.spec import architecture_sha
@@ -174,8 +174,8 @@ def export(
     if isinstance(result, nn.Module):
         result = Result(result.eval(), Plan(architecture=Architecture(name=type(result).__name__)))
     name, _, device = runtime.partition(":")
-    artifact: Artifact = registry.get("exporter", name).obj(
-        result.model, result.plan, result.tensors, example=example, path=Path(path),
+    artifact = exported(
+        name, result.model, result.plan, result.tensors, example=example, path=Path(path),
         metadata=dict(metadata or {}),
     )  # fmt: skip
     options: dict[str, Any] = {"module": result.model} if name == "pytorch" else {}

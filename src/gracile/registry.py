@@ -32,6 +32,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "block": ("gracile.lowrank.blocks",),
     "kd_loss": ("gracile.distill.losses",),
     "feature_loss": ("gracile.distill.features",),
+    "exit_head": ("gracile.nn.exits",),
     "reward": ("gracile.search.rewards",),
     "method": tuple(f"gracile.{room}.methods" for room in METHOD_ROOMS),
     "model": ("gracile.models",),

@@ -53,6 +53,8 @@ CASES = {
     "distill/features": "hints: {distill: features, at: {relu_1: relu_1, add: add}, "
     f"loss: fitnets}}\n  filters: {GRADUAL}\n  thin: {{prune: thin, when: {{at: 2ep}}}}\n"
     "  m: {distill: features, weight: 2}",
+    "early_exit/branches": "m: {early_exit: branches, at: [relu], imitate: 1, "
+    "goal: {mean_cost: 0.8}, when: {at: 1ep}}",
     "lowrank/factorize": "m: {lowrank: factorize, weights: [inner, outer, head], round_to: 2, "
     "rank: {name: knapsack, ratio: 0.6}, when: {start: 0ep, stop: 2ep}}",
     "lowrank/replace": "m: {lowrank: replace, block: {name: separable, norm: true, "

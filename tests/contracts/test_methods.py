@@ -52,6 +52,7 @@ def test_it_has_a_source_a_docstring_a_page_and_a_test(name):
             "factorizer",
             "rank_rule",
             "block",
+            "exit_head",
         )
         for e in registry.entries(kind)
     ],

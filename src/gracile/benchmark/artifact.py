@@ -23,6 +23,7 @@ RUNTIMES = {
     ".safetensors": "pytorch",
 }
 WITH_WEIGHTS = (".xml", ".param")  # whose numbers are in a second file, `.bin`
+CASCADE = "cascade.json"  # a network with early exits: stages, each an artifact beside this file
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Artifact:
 
     Attributes:
         path: the file (`.onnx`, `.xml` or `.param` with its `.bin`, `.pte`, `.tflite`,
-            `.safetensors`).
+            `.safetensors`; `cascade.json` with a file for each stage).
         runtime: the registered runtime that runs it.
         sha: hash of the file's content (of all its files).
         precision: "f32", "int8" (every layer with weights computes in integers) or "mixed".
@@ -105,7 +106,23 @@ def unit_in(name: str, ids: Collection[str]) -> str:
 
 def files(path: Path) -> list[Path]:
     """The files an artifact consists of."""
+    if path.name == CASCADE:
+        return [path, *(f for stage in stage_files(path) for f in files(stage))]
     return [path, path.with_suffix(".bin")] if path.suffix in WITH_WEIGHTS else [path]
+
+
+def stage_files(path: Path) -> list[Path]:
+    """The files of a cascade's stages, in order.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    try:
+        return [path.parent / stage["file"] for stage in json.loads(path.read_text())["stages"]]
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}.") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: what gracile wrote into it is damaged: {e}.") from None
 
 
 def artifact_path(path: str | Path, runtime: str) -> Path:
@@ -156,6 +173,8 @@ def open_artifact(path: str | Path, module: Any = None) -> Artifact:
         MissingExtra: reading an `.onnx` file needs the onnx extra, a `.tflite` file litert.
     """
     path = Path(path)
+    if path.name == CASCADE:
+        return _open_cascade(path)
     if path.suffix not in RUNTIMES:
         raise UserError(f"{path}: an artifact ends in {', '.join(RUNTIMES)}, not '{path.suffix}'.")
     missing = [p for p in files(path) if not p.is_file()]
@@ -174,6 +193,24 @@ def open_artifact(path: str | Path, module: Any = None) -> Artifact:
             units=tuple(Unit(u["id"], tuple(u["layers"])) for u in units),
             metadata=json.loads(values.get(f"{KEY}.metadata", "{}")),
             module=module,
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: what gracile wrote into it is damaged: {e}.") from None
+
+
+def _open_cascade(path: Path) -> Artifact:
+    missing = [p for p in files(path) if not p.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file.")
+    try:
+        facts = json.loads(path.read_text())
+        return Artifact(
+            path=path,
+            runtime=facts["runtime"],
+            sha=content_sha(path),
+            precision=facts["precision"],
+            inputs=tuple((name, tuple(shape)) for name, shape in facts["inputs"]),
+            metadata=facts["metadata"],
         )
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: what gracile wrote into it is damaged: {e}.") from None

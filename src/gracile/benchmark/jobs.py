@@ -16,7 +16,7 @@ from pathlib import Path
 from time import sleep, time
 from typing import Any
 
-from gracile.benchmark.artifact import Artifact, files
+from gracile.benchmark.artifact import CASCADE, Artifact, files
 from gracile.core.record import Record
 from gracile.core.state import sha256, write_atomic
 from gracile.errors import UserError
@@ -227,6 +227,8 @@ class JobTable:
 
     def _stored(self, artifact: Artifact) -> dict[str, Any]:
         """Keep an artifact's files by content, and say what it is; without this machine's path."""
+        if artifact.path.name == CASCADE:
+            raise UserError(f"{artifact.path}: a cascade is measured here, not by an agent.")
         parts = []
         for path in files(artifact.path):
             data = path.read_bytes()

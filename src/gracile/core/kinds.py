@@ -160,6 +160,14 @@ def rank_rule(name: str, *, source: str, joint: bool = False) -> Callable[[F], F
     return registry.register("rank_rule", name, source=source, joint=joint)
 
 
+def exit_head(name: str, *, source: str) -> Callable[[F], F]:
+    """Register ``f(shape, classes, *, ...) -> nn.Sequential``: what an early exit answers with.
+
+    `shape` is that of one sample where the exit stands, without the batch.
+    """
+    return registry.register("exit_head", name, source=source)
+
+
 def kernel_options(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a kernel (of its ``__init__`` for a class): its options."""
     target = fn.__init__ if inspect.isclass(fn) else fn  # type: ignore[misc]

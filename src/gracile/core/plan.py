@@ -152,16 +152,27 @@ class Decompose(_Edit):
 
 
 class Exit(_Edit):
-    """Attach an early exit behind a module."""
+    """Attach an early exit behind a graph node, whose output a registered head answers from.
+
+    An input leaves there where the normalized entropy of softmax(answer / temperature) lies below
+    `threshold`; None: nothing leaves yet. See `gracile.nn.exits`.
+    """
 
     kind: Literal["exit"] = "exit"
     after: str
     head: str
+    args: dict[str, Any] = Field(default_factory=dict)
     threshold: float | None = None
+    temperature: float = Field(default=1.0, gt=0)
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:
         return (("exit", self.after),)
+
+    @property
+    def group(self) -> tuple[Member, ...]:
+        """No index of a tensor moves."""
+        return ()
 
 
 class Mask(_Edit):
@@ -296,6 +307,11 @@ class Plan(BaseModel):
         for edit in edits:
             out.append(edit.model_copy(update={"id": f"e{len(out)}"}))
         return Plan(architecture=self.architecture, edits=out)
+
+    def amended(self, changes: Mapping[str, Mapping[str, Any]]) -> "Plan":
+        """A new Plan in which the edits of these ids have other values of some fields."""
+        edits = [e.model_copy(update=dict(changes.get(e.id, {}))) for e in self.edits]
+        return Plan(architecture=self.architecture, edits=edits)
 
     def to_json(self) -> str:
         """The file format, one edit a line."""

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from gracile.benchmark.artifact import Unit
 from gracile.benchmark.processor import FULL_RANGE, sums_saturate
 from gracile.benchmark.runtimes.base import Array, Loaded
+from gracile.benchmark.runtimes.cascade import Cascade, entropy
 from gracile.benchmark.runtimes.pytorch import flat, node_values, unit_values
 from gracile.core.plan import Plan
 from gracile.errors import ParityError
 from gracile.export.prepare import ActivationGrid, activation_grids
 from gracile.graph.capture import capture
 from gracile.graph.instrument import SUFFIX
+from gracile.graph.stages import handed_on, input_names, stages
+from gracile.nn.exits import choice_of
 from gracile.nn.quantized import ActivationQuantizer
 
 FEW = 3  # elements of a tiny unit that may be ties whatever share that is
@@ -36,6 +39,7 @@ SHARE_TIES = 3e-2  # share of a layer's elements that may be off; beyond it each
 HALF_WAY = 0.1  # of a level: biases are rounded to steps of the sum; seen: 0.05 in depthwise layers
 SHARE_TIES_POOL = 0.3  # sums of a few integers, averaged or added, are exact ties far more often
 MIN_COSINE = {"f32": 0.99999, "bf16": 0.998, "f16": 0.9999, "int8": 0.99}
+NEAR, NEAR_INT8 = {"f32": 1e-3}, 0.05  # entropies as near to a threshold may fall on either side
 MIN_COSINE_LOW_BITS = 0.9  # one level of a 4-bit grid is 1/15 of its range
 REASON = {
     "f32": (
@@ -135,6 +139,8 @@ def check(
     """
     batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     batch = tuple(x.detach().cpu() for x in batch)
+    if isinstance(loaded, Cascade):
+        return _check_cascade(model, loaded, batch)
     kind = _kind(precision or loaded.precision, loaded.hint)
     tolerance = _tolerance(model, kind)
     with _on_cpu(model) as reference:
@@ -166,6 +172,47 @@ def check(
         ok=not problems,
         problems=tuple(problems),
         units=tuple(units),
+    )
+
+
+def _check_cascade(model: nn.Module, loaded: Cascade, batch: tuple[Tensor, ...]) -> ParityReport:
+    """Every stage by itself, fed what PyTorch's stages hand on; then where inputs leave.
+
+    An input may leave elsewhere than in PyTorch if its entropy is as near to the threshold as the
+    runtime's answers are to PyTorch's.
+    """
+    with _on_cpu(model) as reference:
+        found = stages(reference, batch)
+        between = handed_on(found, batch, input_names(found))
+        reports = [
+            check(stage.module, part, given)
+            for stage, part, (given, _) in zip(found, loaded.stages, between, strict=True)
+        ]
+        with torch.no_grad():
+            expected = reference(*batch).numpy()
+    problems = [f"stage {k}: {text}" for k, r in enumerate(reports) for text in r.problems]
+    got, taken = loaded.answer(batch)
+    left = np.zeros(len(got), dtype=bool)
+    choice = choice_of(model)
+    assert choice is not None
+    for k, threshold in enumerate(choice.thresholds.tolist()):
+        mine = entropy(between[k][1][0].numpy(), float(choice.temperatures[k]))
+        clear = ~left & (np.abs(mine - threshold) > NEAR.get(reports[k].precision, NEAR_INT8))
+        wrong = int((clear & ((mine < threshold) != (taken == k))).sum())
+        if wrong:
+            problems.append(f"{wrong} inputs leave at exit {k} that should not, or do not")
+        left |= (taken == k) | (mine < threshold)
+    worst = max(reports, key=lambda r: (not r.ok, r.max_abs))
+    levels = [r.max_lsb for r in reports if r.max_lsb is not None]
+    return replace(
+        worst,
+        max_abs=max(r.max_abs for r in reports),
+        max_lsb=max(levels) if levels else None,
+        cosine=min(r.cosine for r in reports),
+        agreement=_agreement(expected, got),
+        ok=not problems,
+        problems=tuple(problems),
+        units=tuple(u for r in reports for u in r.units),
     )
 
 

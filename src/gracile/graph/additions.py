@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from gracile.core.plan import Add, Axis, Decompose, Factorize, Member, Plan, Remove, Replace, Skip
+from gracile.core.plan import (
+    Add,
+    Axis,
+    Decompose,
+    Exit,
+    Factorize,
+    Member,
+    Plan,
+    Remove,
+    Replace,
+    Skip,
+)
 from gracile.core.replan import Units, changes, growth, pick, restoring, widths
 from gracile.errors import UserError
 from gracile.graph.capture import bare_copy, capture
@@ -70,14 +81,14 @@ def cuts(plan: Plan) -> list[Remove]:
     return [Remove(group=tuple(group))] if group else []
 
 
-def structural(plan: Plan) -> list[Remove | Skip | Factorize | Replace | Decompose]:
+def structural(plan: Plan) -> list[Remove | Skip | Factorize | Replace | Decompose | Exit]:
     """All edits of structure that lead from the original to where a Plan leads.
 
     As they stand in the Plan; with additions in it the blocks go first, then one cut,
     and layers are taken apart at the end.
     """
     if not plan.of_kind("add"):
-        kinds = (Remove, Skip, Factorize, Replace, Decompose)
+        kinds = (Remove, Skip, Factorize, Replace, Decompose, Exit)
         return [e for e in plan if isinstance(e, kinds)]
     skips = plan.of_kind("skip")
     gone = [path for e in skips for path in e.gone]
@@ -115,6 +126,11 @@ def _check_whole(plan: Plan) -> None:
         raise UserError(
             f"edit {smaller[0].id} {smaller[0].kind}s a layer; channels are added back only to a "
             "network that has all its layers."
+        )
+    if exits := plan.of_kind("exit"):
+        raise UserError(
+            f"edit {exits[0].id} attaches an early exit; channels are added back only to a network "
+            "without exits."
         )
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gracile.core.plan import Decompose, Factorize, Member, Remove, Replace, Skip
+from gracile.core.plan import Decompose, Exit, Factorize, Member, Remove, Replace, Skip
 from gracile.errors import UserError, VerificationError, nearest
 from gracile.graph import verify
 from gracile.graph.capture import bare_copy, capture
 from gracile.graph.decompose import decomposed, prove_decomposition
 from gracile.graph.dependency import ChannelGroup, channel_groups, follow, size_of
+from gracile.graph.exits import attached, prove_attached
 from gracile.graph.factorize import Factors, factorized, prove_factorization
 from gracile.graph.graph import Graph
 from gracile.graph.labels import Labels
@@ -28,7 +29,7 @@ from gracile.graph.reproduce import smallest
 from gracile.graph.skip import leave_out, prove_skips
 
 Inputs = Tensor | tuple[Tensor, ...]
-Structural = Remove | Skip | Factorize | Replace | Decompose
+Structural = Remove | Skip | Factorize | Replace | Decompose | Exit
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,8 @@ def _runs(edits: Sequence[Structural]) -> list[list[Structural]]:
     for e in edits:
         if not isinstance(e, Structural):
             raise UserError(
-                "surgery makes 'remove', 'skip', 'factorize', 'replace' and 'decompose' edits, "
-                f"not '{e.kind}'."
+                "surgery makes 'remove', 'skip', 'factorize', 'replace', 'decompose' and 'exit' "
+                f"edits, not '{e.kind}'."
             )
     return [list(run) for _, run in groupby(edits, key=lambda e: e.kind)]
 
@@ -272,6 +273,8 @@ def _proven(
         return prove_factorization(model, smaller, factors, examples)
     if others := [e for e in run if isinstance(e, Replace)]:
         return prove_replacement(model, others, factors, examples)
+    if exits := [e for e in run if isinstance(e, Exit)]:
+        return prove_attached(model, exits, examples)
     if not removes:
         return prove_skips(model, [e for e in run if isinstance(e, Skip)], examples, graph)
     ready = prepared(model, examples[0], graph)
@@ -301,6 +304,8 @@ def _cut_run(
         return factorized(model, smaller, factors, optimizer=optimizer)
     if others := [e for e in run if isinstance(e, Replace)]:
         return replaced(model, others, factors, optimizer=optimizer)
+    if exits := [e for e in run if isinstance(e, Exit)]:
+        return attached(graph, exits, optimizer=optimizer)
     if not removes:
         skips = [e for e in run if isinstance(e, Skip)]
         return leave_out(model, skips, graph, optimizer=optimizer)

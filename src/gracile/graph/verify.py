@@ -26,6 +26,7 @@ from gracile.graph.oprule import rule_of_module, rule_of_op
 from gracile.graph.reproduce import Operator, operator
 from gracile.graph.trace import CannotTrace, trace
 from gracile.nn.by_mode import ByMode
+from gracile.nn.exits import Choice
 
 Inputs = Tensor | tuple[Tensor, ...]
 Axis = tuple[str, int]
@@ -471,6 +472,9 @@ def to_compare(
         UserError: the model does not run on an example.
     """
     _no_dropout(model)
+    for module in model.modules():
+        if isinstance(module, Choice):
+            module.mixed = True  # the answers of all exits are compared
     inputs = [as_inputs(x) for x in examples]
     double = _in_double(model, inputs[0])
     if double is None:

@@ -275,7 +275,7 @@ def _closed(view: View, need: set[str]) -> set[str]:
 
 def _only_returned(view: View, id: str) -> bool:
     return all(
-        r.op == "output"
+        r.op in ("output", "exits")
         or ((r.id in view.same or r.id in view.transparent) and _only_returned(view, r.id))
         for r in view.readers[id]
     )

@@ -39,6 +39,9 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
         _accuracy("Top-5 accuracy (%)", before.get("top5"), after.get("top5")),
         _plain("Loss (nats)", before.get("loss"), after.get("loss")),
         _scaled("Multiply-adds", COUNTS, before.get("macs"), after.get("macs")),
+        _scaled("Multiply-adds, mean over inputs", COUNTS, before.get("macs"), exits["mean_macs"])
+        if (exits := section(result, "exits"))
+        else None,
         _scaled("Parameters", COUNTS, before.get("params"), after.get("params")),
         _scaled("Parameters that are not 0", COUNTS, before.get("nonzeros"), after.get("nonzeros")),
         _scaled("Size of the weights", SIZES, before.get("bytes"), after.get("bytes")),

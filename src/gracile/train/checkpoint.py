@@ -29,7 +29,7 @@ from gracile.train.packing import packed as packed_tensors
 FORMAT = 1
 WEIGHTS, PACKED = "model.safetensors", "packed.safetensors"
 REPLAYED = ("add", "remove", "skip", "factorize", "decompose", "mask", "bits")  # kinds of edits
-REBUILT = (*REPLAYED, "share", "replace")  # masks, grids, codebooks, factors: in the weights
+REBUILT = (*REPLAYED, "share", "replace", "exit")  # masks, grids, codebooks: in the weights
 _SKELETON = "gracile.skeleton"
 
 

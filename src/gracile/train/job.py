@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gracile import registry
 from gracile.benchmark.artifact import Artifact
 from gracile.benchmark.runtimes.base import HINTS, parse_target
 from gracile.benchmark.runtimes.base import load as load_artifact
@@ -22,6 +21,7 @@ from gracile.data.bundle import DataBundle
 from gracile.data.loader import Loader, calibration_batches
 from gracile.data.sets import open_data
 from gracile.errors import UserError
+from gracile.export.cascade import check_runtime, exported
 from gracile.models.spec import ModelSpec, load_weights, resolve
 from gracile.recipe.schema import Recipe
 from gracile.recipe.teachers import ORIGINAL, comes_trained
@@ -190,8 +190,8 @@ class Workplace:
     # ------------------------------------------------------------------ the targets
 
     def exported(self, runtime: str, result: Result, folder: Path) -> Artifact:
-        exporter = registry.get("exporter", parse_target(runtime)[0]).obj
-        return exporter(  # type: ignore[no-any-return]
+        return exported(
+            parse_target(runtime)[0],
             result.model,
             result.plan,
             result.tensors,
@@ -214,6 +214,9 @@ class Workplace:
         have, a network it cannot take, is refused before anything is written or trained.
         """
         dense = self.dense_result
+        exits = any(e.verb == "early_exit" for e in self.job.recipe.methods.values())
+        for runtime in self.job.runtimes if exits else ():
+            check_runtime(parse_target(runtime)[0])
         for runtime in self.job.runtimes:
             self.job.say(f"check: {runtime}")
             with TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gracile.core.overlay import Laid
-from gracile.core.plan import Decompose, Factorize, Mask, Remove, Replace, Skip
+from gracile.core.plan import Decompose, Exit, Factorize, Mask, Remove, Replace, Skip
 from gracile.graph.depth import covers
 
 
@@ -78,7 +78,9 @@ class Masks:
                 out.append(Mask(by=by, at=address, key=f"{address}.mask", sparsity=share))
         return out
 
-    def slice(self, edits: Sequence[Remove | Skip | Factorize | Replace | Decompose]) -> None:
+    def slice(
+        self, edits: Sequence[Remove | Skip | Factorize | Replace | Decompose | Exit]
+    ) -> None:
         """Follow a surgery: keep of every mask what was kept of its tensor."""
         for edit in edits:
             if isinstance(edit, (Skip, Factorize, Replace)):

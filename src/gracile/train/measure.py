@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gracile.benchmark.artifact import RUNTIMES, Artifact, open_artifact
+from gracile.benchmark.artifact import CASCADE, RUNTIMES, Artifact, open_artifact
 from gracile.benchmark.jobs import JobTable
 from gracile.benchmark.runtimes.base import load, parse_target
 from gracile.benchmark.side_by_side import side_by_side
@@ -99,6 +99,9 @@ def _of_run(folder: Path) -> dict[str, dict[str, Artifact]]:
             if RUNTIMES.get(path.suffix) not in (None, "pytorch"):  # weights need their network
                 artifact = open_artifact(path)
                 found.setdefault(artifact.runtime, {})[which] = artifact
+        for path in sorted((folder / "export").glob(f"*/{which}/{CASCADE}")):
+            artifact = open_artifact(path)
+            found.setdefault(artifact.runtime, {})[which] = artifact
     if not found:
         raise UserError(
             f"{folder}: no exported artifacts in it; run `gracile compress ... --runtime NAME`."

@@ -58,6 +58,7 @@ def outcome(
         "kernels": {r: v["export"]["compressed"]["kernels"] for r, v in runtimes.items()},
         "layers": compressed["layers"],
         **({"ladder": trained["ladder"]} if trained.get("ladder") else {}),
+        **_exits(compressed, runtimes),
         "warnings": [{"code": c, "text": t} for c, t in warnings],
         **facts,
     }
@@ -110,6 +111,16 @@ def judge(
         check("top-1 drop (points)", goal.max_drop, drop, drop <= goal.max_drop + 1e-9)
     met = all(c["met"] for c in checks) if checks else None
     return {**goal.model_dump(), "met": met, "checks": checks}
+
+
+def _exits(
+    compressed: Mapping[str, Any], runtimes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Early exits, if there are any: in PyTorch, and how many inputs left where in each runtime."""
+    if "exits" not in compressed:
+        return {}
+    rates = {r: v["evaluate"]["exit_rates"] for r, v in runtimes.items()}
+    return {"exits": {**compressed["exits"], "runtimes": rates}}
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from gracile.analyze.cost import Totals, totals
 from gracile.analyze.layers import layer_rows, stored_bytes
 from gracile.analyze.ledger import Ledger
 from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.runtimes.cascade import Cascade
 from gracile.benchmark.timing import compare as time_side_by_side
 from gracile.core.record import Record, RecordLog
 from gracile.core.result import Result
@@ -43,6 +44,7 @@ from gracile.train.checkpoint import (
     write_packed,
 )
 from gracile.train.evaluate import agreement, predict, predict_module, score
+from gracile.train.exits import evaluate_cascade, exit_facts, has_exits, time_on_inputs
 from gracile.train.folder import begun, check_folder, opened, read_finished
 from gracile.train.job import Job, Workplace
 from gracile.train.loop import fit, working
@@ -255,6 +257,12 @@ class _Run:
         if (self.out / PACKED).exists():
             out["packed_bytes"] = (self.out / PACKED).stat().st_size
             self._record("packed_bytes", out["packed_bytes"], "bytes", model="compressed")
+        if has_exits(result.model):
+            out["exits"] = exit_facts(
+                result.model, self.at.example(), self.at.batches("val"), self.at.batches("test")
+            )
+            self._record("mean_macs", out["exits"]["mean_macs"], "count", model="compressed",
+                         split="test")  # fmt: skip
         out["layers"] = layer_rows(self.at.dense_result.model, result, self.at.example())
         dense, _ = read_tensors(self.state / "predictions-dense.safetensors")
         mine, _ = read_tensors(self.state / "predictions-compressed.safetensors")
@@ -305,9 +313,11 @@ class _Run:
         out: dict[str, Any] = {}
         for which in ("dense", "compressed"):
             artifact, loaded = self._reload(runtime, which)
-            logits[which], labels = predict(
-                partial(_first_output, loaded), self.at.batches("test", show=True)
-            )
+            batches = self.at.batches("test", show=True)
+            if isinstance(loaded, Cascade):
+                logits[which], labels, out["exit_rates"] = evaluate_cascade(loaded, batches)
+            else:
+                logits[which], labels = predict(partial(_first_output, loaded), batches)
             result = score(logits[which], labels)
             out[which] = result.to_dict()
             self._score_records(result, which, "test", runtime=runtime, artifact=artifact)
@@ -320,13 +330,18 @@ class _Run:
         return out
 
     def benchmark(self, runtime: str) -> dict[str, Any]:
-        """Time both artifacts side by side."""
+        """Time both artifacts side by side; with early exits, on real images one by one."""
         loaded = {which: self._reload(runtime, which)[1] for which in ("dense", "compressed")}
-        found = time_side_by_side(loaded, rounds=ROUNDS, batch=self.job.batch)
+        time, speedup = "latency_ms", "speedup"
+        if any(isinstance(item, Cascade) for item in loaded.values()):
+            time, speedup = "mean_latency_ms", "mean_speedup"
+            found = time_on_inputs(loaded, self.at.batches("val"), rounds=ROUNDS)
+        else:
+            found = time_side_by_side(loaded, rounds=ROUNDS, batch=self.job.batch)
         found = [r.about(**self._facts(r.subject.get("model", ""))) for r in found]
         self.records.add(*found)
-        latency = {r.subject["model"]: r for r in found if r.metric == "latency_ms"}
-        ratio = next(r for r in found if r.metric == "speedup")
+        latency = {r.subject["model"]: r for r in found if r.metric == time}
+        ratio = next(r for r in found if r.metric == speedup)
         size = {w: self._reload(runtime, w)[0].size_bytes for w in ("dense", "compressed")}
         for which, n in size.items():
             self._record("artifact_bytes", n, "bytes", model=which, runtime=runtime)

@@ -37,11 +37,10 @@ from gracile.core.method import Method
 from gracile.core.overlay import Overlays
 from gracile.core.plan import (
     Architecture,
-    Decompose,
+    Exit,
     Factorize,
     Mask,
     Plan,
-    Remove,
     Replace,
     Skip,
     check_conflicts,
@@ -60,7 +59,7 @@ from gracile.graph.factorize import Factors
 from gracile.graph.graph import Graph
 from gracile.graph.instrument import instrument
 from gracile.graph.reproduce import Refusal
-from gracile.graph.surgery import remove_edits, verified_apply
+from gracile.graph.surgery import Structural, remove_edits, verified_apply
 from gracile.models.spec import architecture_sha
 from gracile.nn.quantized import ActivationQuantizer
 from gracile.recipe.load import load as load_recipe
@@ -535,15 +534,14 @@ class Session(Tuning):
             VerificationError: the cut would change what the model computes; nothing was changed.
         """
         edits = in_order(edits)
-        known = (Remove, Skip, Factorize, Replace, Decompose)
-        other = [e for e in edits if not isinstance(e, known)]
+        other = [e for e in edits if not isinstance(e, Structural)]
         if other:
             raise GracileError(f"this version cannot apply '{other[0].kind}' edits in training.")
         quantized = any(isinstance(m, ActivationQuantizer) for m in self.model.modules())
-        if quantized and any(isinstance(e, (Skip, Factorize, Replace)) for e in edits):
+        if quantized and any(isinstance(e, (Skip, Factorize, Replace, Exit)) for e in edits):
             raise UserError(
-                "activations are quantized already; leave blocks out, factorize and replace "
-                "before that."
+                "activations are quantized already; leave blocks out, factorize, replace and "
+                "attach exits before that."
             )
         try:
             self._replace_model(
@@ -567,6 +565,10 @@ class Session(Tuning):
         for m in self.methods:
             m.on_surgery(self, edits)
         self.changed = True
+
+    def settle(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Fill in what edits of the Plan left open: edit id -> fields, as thresholds of exits."""
+        self.plan = self.plan.amended(changes)
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A generator of its own for one purpose, derived from the recipe's seed."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from gracile import registry
-from gracile.benchmark.artifact import Artifact
+from gracile.benchmark.artifact import CASCADE, Artifact
 from gracile.errors import UserError
 
 if TYPE_CHECKING:  # a device that only measures has no torch
@@ -207,7 +207,10 @@ def load(
     Args:
         options: what only one runtime takes: ``module`` for "pytorch".
     """
-    loaded: Loaded = runtime_class(artifact.runtime)(
+    cls = runtime_class(artifact.runtime)
+    if artifact.path.name == CASCADE:
+        cls = import_module(f"{__package__}.cascade").Cascade
+    loaded: Loaded = cls(
         artifact, threads=threads, hint=hint, batch=batch, device=device, **options
     )
     return loaded

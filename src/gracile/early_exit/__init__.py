@@ -1,0 +1,1 @@
+"""Early exit: easy inputs are answered before the network ends."""

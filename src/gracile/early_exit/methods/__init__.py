@@ -1,0 +1,1 @@
+"""Methods of early exit."""
