@@ -143,6 +143,5 @@ def test_a_network_without_blocks_is_refused():
 
 def test_after_activations_are_quantized_it_is_too_late():
     qat = "  q: {quantize: qat, when: {start: 1ep}}\n"
-    s = session("count: 1, when: {at: 3ep}", qat, calibration=[EXAMPLE])
-    with pytest.raises(UserError, match="leave blocks out"):
-        begin(s)
+    with pytest.raises(BindError, match="Let 'm' fire before 'q' begins"):
+        session("count: 1, when: {at: 3ep}", qat, calibration=[EXAMPLE])
