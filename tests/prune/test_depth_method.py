@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gracile.errors import BindError, RecipeError, UserError, VerificationError
+from gracile.errors import BindError, RecipeError, VerificationError
 from gracile.graph import skip as skipping
 from gracile.models.spec import resolve
 from gracile.recipe.load import loads
