@@ -72,3 +72,12 @@ def test_neighbours_by_hand():
     assert Stair(8, tail=True).around(33) == (29, 45)
     assert Stair(8, tail=True).around(40) == (32, 48)
     assert Stair().around(100) == (96, 128)
+
+
+def test_of_several_units_one_may_be_disturbed():
+    clear = {w: blocks(w, 8, tail=0.3) for w in SWEEP}
+    rng = np.random.default_rng(0)
+    loud = {w: t * (1 + 0.15 * rng.standard_normal()) for w, t in clear.items()}
+    assert detect(loud) != Stair(8, tail=True)
+    assert detect(clear, {w: 5 * t for w, t in clear.items()}, loud) == Stair(8, tail=True)
+    assert detect({8: 1.0}, clear) == detect(clear)

@@ -20,6 +20,7 @@ from gracile.latency.unit import Unit
 SWEEP = (33, 36, 39, 40, 41, 44, 47, 48, 49, 52, 55, 56, 57, 60, 63, 64)
 SWEEP_ROUNDS = 40
 SWEPT_MS = 0.3  # about what a swept unit should take: well above the clock, within the caches
+SWEPT_UNITS = 3  # of a kind; one alone is misread where something else runs meanwhile
 PROBED, PROBE_ROUNDS = 12, 3  # units of a kind from which the one to be swept is chosen
 OTHER = 32  # the width that stands still while the other is swept
 NETWORK_ROUNDS = 100
@@ -122,23 +123,27 @@ def _sweep_missing(times: Times, units: Iterable[tuple[str, Unit]], told: Told) 
         if not missing:
             continue
         told(f"staircase of {kind} {precision}")
-        unit = _fit_to_sweep(list(families.values()), build)
+        some = _fit_to_sweep(list(families.values()), build)
         for axis in missing:
-            swept = [unit.at(_with(len(unit.widths), axis, w)) for w in SWEEP]
-            points = differences([build(u) for u in swept], rounds=SWEEP_ROUNDS)
-            found_here = detect({w: p.ms for w, p in zip(SWEEP, points, strict=True)})
-            times.stairs[kind, precision, axis] = found_here
+            sweeps = [_swept(unit, axis, build) for unit in some]
+            times.stairs[kind, precision, axis] = detect(*sweeps)
             found += 1
     return found
 
 
-def _fit_to_sweep(units: Sequence[Unit], build: Callable[[Unit], Pair]) -> Unit:
-    """The unit whose time is nearest to what can be told apart."""
+def _swept(unit: Unit, axis: int, build: Callable[[Unit], Pair]) -> dict[int, float]:
+    swept = [unit.at(_with(len(unit.widths), axis, w)) for w in SWEEP]
+    points = differences([build(u) for u in swept], rounds=SWEEP_ROUNDS)
+    return {w: p.ms for w, p in zip(SWEEP, points, strict=True)}
+
+
+def _fit_to_sweep(units: Sequence[Unit], build: Callable[[Unit], Pair]) -> list[Unit]:
+    """The units whose times are nearest to what can be told apart."""
     some = units[:: -(-len(units) // PROBED)]
     pairs = [build(u.at((OTHER,) * len(u.widths))) for u in some]
     points = differences(pairs, rounds=PROBE_ROUNDS)
     off = [abs(log(max(p.ms, NOTHING) / SWEPT_MS)) for p in points]
-    return some[off.index(min(off))]
+    return [some[k] for k in np.argsort(off)[:SWEPT_UNITS]]
 
 
 def _with(n: int, axis: int, width: int) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ PERIODS = (1, 2, 4, 8, 16, 32, 64)
 SIMPLER = 1.25  # the simplest whose error is within this factor of the best is taken
 PRICED = 1.1  # by so much a price for partial blocks has to fit better
 LEAST_ERROR = 1e-3  # of the median time; closer is exact
+SHORTEST = 1e-6  # ms
 KEPT = 0.9  # of the widths; those that fit worst were disturbed
 LEAST = 8  # widths without which no curve can be told from another
 FITS = 3
@@ -76,34 +76,36 @@ def _ladder(blocks: int) -> list[int]:
     return steps
 
 
-def detect(times: Mapping[int, float]) -> Stair:
-    """The staircase in the times of a range of widths.
+def detect(*sweeps: Mapping[int, float]) -> Stair:
+    """The staircase in the times of a range of widths, of one unit or of several of a kind.
 
     Every candidate is a curve (a parabola) over what it says the time follows: the width, the
     blocks, or the blocks with a price for one that is not full. They are compared by their mean
-    error, without the worst tenth and for the numbers that were free. Once blocks are found, a
-    price for those that are not full is taken if it fits somewhat better: missing it makes every
-    such width too cheap, and taking it in vain only costs measurements.
+    error, without the worst tenth and for the numbers that were free, as a share of the unit's
+    median time, the mean over units. Once blocks are found, a price for those that are not full is
+    taken if it fits somewhat better: missing it makes every such width too cheap, and taking it in
+    vain only costs measurements.
 
     Args:
-        times: width -> ms; widths of at least two blocks of the periods to find, several in each.
+        sweeps: width -> ms, for each unit; widths of at least two blocks of the periods to find,
+            several in each.
 
     >>> detect({w: float(-(-w // 8)) for w in range(1, 65)})
     Stair(period=8, tail=False)
     """
-    widths = np.array(sorted(times))
-    if len(widths) < LEAST:
+    enough = [sweep for sweep in sweeps if len(sweep) >= LEAST]
+    if not enough:
         return Stair()
-    ms = np.array([times[w] for w in widths.tolist()])
-    errors = {}
-    for stair in _candidates():
-        if 2 * stair.period <= widths[-1] - widths[0] + 1:
-            errors[stair] = _error(stair, widths, ms)
-    floor = LEAST_ERROR * float(np.median(ms))
-    allowed = max(min(errors.values()) * SIMPLER, floor)
+    span = min(max(sweep) - min(sweep) + 1 for sweep in enough)
+    errors = {
+        stair: sum(_error(stair, sweep) for sweep in enough) / len(enough)
+        for stair in _candidates()
+        if 2 * stair.period <= span
+    }
+    allowed = max(min(errors.values()) * SIMPLER, LEAST_ERROR)
     found = next(s for s, e in errors.items() if e <= allowed)
     priced = Stair(found.period, tail=True)
-    return priced if errors.get(priced, inf) * PRICED < errors[found] > floor else found
+    return priced if errors.get(priced, inf) * PRICED < errors[found] > LEAST_ERROR else found
 
 
 def _candidates() -> list[Stair]:
@@ -112,8 +114,10 @@ def _candidates() -> list[Stair]:
     return [Stair(), *stepped, *(Stair(s.period, tail=True) for s in stepped if s.period >= 4)]
 
 
-def _error(stair: Stair, widths: np.ndarray[Any, Any], ms: np.ndarray[Any, Any]) -> float:
-    """Mean absolute error of the curve through the times that fit it best, ms."""
+def _error(stair: Stair, times: Mapping[int, float]) -> float:
+    """Mean absolute error of the curve through the times that fit it best, of their median."""
+    widths = np.array(sorted(times))
+    ms = np.array([times[w] for w in widths.tolist()])
     blocks = -(-widths // stair.period).astype(float)
     full = np.array([stair.full(w) for w in widths.tolist()])
     columns = [np.ones_like(blocks), blocks, blocks**2]
@@ -126,4 +130,4 @@ def _error(stair: Stair, widths: np.ndarray[Any, Any], ms: np.ndarray[Any, Any])
         off = np.abs(x @ weights - ms)
         kept = off <= np.sort(off)[round(KEPT * len(off)) - 1]
     free = kept.sum() - len(columns)
-    return float(off[kept].sum() / max(1, free))
+    return float(off[kept].sum() / max(1, free)) / max(float(np.median(ms)), SHORTEST)
