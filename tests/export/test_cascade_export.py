@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gracile.benchmark.artifact import files, open_artifact
+from gracile.benchmark.artifact import files, open_artifact, stage_files
 from gracile.benchmark.inputs import measure_inputs
 from gracile.benchmark.runtimes.base import load
 from gracile.benchmark.runtimes.cascade import entropy
@@ -153,3 +153,10 @@ def test_times_over_inputs_say_how_many_left_where(artifact, x):
 def test_without_inputs_there_is_nothing_to_time(artifact):
     with pytest.raises(UserError, match="no inputs"):
         measure_inputs({"a": load(artifact)}, [])
+
+
+@pytest.mark.parametrize("file", ["../model.onnx", "/tmp/model.onnx", "cascade.json"])
+def test_stages_lie_below_the_folder(tmp_path, file):
+    (tmp_path / "cascade.json").write_text(json.dumps({"stages": [{"file": file}]}))
+    with pytest.raises(UserError, match="a stage must be an artifact below this folder"):
+        stage_files(tmp_path / "cascade.json")

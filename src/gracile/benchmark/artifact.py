@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
@@ -118,11 +118,18 @@ def stage_files(path: Path) -> list[Path]:
         UserError: no such file, or a damaged one.
     """
     try:
-        return [path.parent / stage["file"] for stage in json.loads(path.read_text())["stages"]]
+        files = [str(stage["file"]) for stage in json.loads(path.read_text())["stages"]]
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}.") from None
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: what gracile wrote into it is damaged: {e}.") from None
+    for file in map(PurePosixPath, files):
+        if file.is_absolute() or ".." in file.parts or file.name == CASCADE:
+            raise UserError(
+                f"{path}: a stage must be an artifact below this folder, got '{file}'. "
+                "Export it again."
+            )
+    return [path.parent / file for file in files]
 
 
 def artifact_path(path: str | Path, runtime: str) -> Path:
