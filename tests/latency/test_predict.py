@@ -145,6 +145,17 @@ def test_few_networks_or_equal_ones_have_no_price_of_weights():
     assert calibrate(four, [10**6] * 4) == calibrate(four)
 
 
+def test_weights_that_the_caches_keep_are_free():
+    sums, held = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0], [0.1, 4.0, 0.3, 1.1, 6.0, 0.8, 2.5, 0.4]
+    pairs = [(s, 1.1 * s + 0.2 * max(0.0, h - 1.0)) for s, h in zip(sums, held, strict=True)]
+    found = calibrate(pairs, [round(h * 1e6) for h in held])
+    assert (found.a, found.c, found.free) == pytest.approx((1.1, 0.2, 1.0))
+    assert found.apply(2.0, 3_000_000) == pytest.approx(2.6)
+    assert found.apply(2.0, 900_000) == pytest.approx(2.2)
+    few = calibrate(pairs[:7], [round(h * 1e6) for h in held[:7]])
+    assert few.free == 0
+
+
 def test_spread_by_hand():
     found = calibrate([(1.0, 0.9), (1.0, 1.1), (1.0, 1.0)])
     shares = [1 / 0.9, 1 / 1.1, 1.0]
