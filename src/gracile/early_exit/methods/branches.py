@@ -12,6 +12,7 @@ from gracile.core import method as core
 from gracile.core.address import select
 from gracile.core.schedule import When
 from gracile.core.state import derive_seed
+from gracile.distribute.collective import broadcast_
 from gracile.early_exit import thresholds
 from gracile.early_exit.cascade import exit_macs
 from gracile.errors import BindError, UserError
@@ -216,16 +217,19 @@ class Branches(core.Method):
                     f"leave at the first exit it is {chosen.mean_cost:.3f} already. Put one "
                     "further to the front, or take a cheaper head.",
                 )
+        # ranks have BatchNorm statistics of their own; the first one's decision is all ranks'
+        both = torch.tensor([chosen.thresholds, heats], dtype=torch.float64, device=s.device)
+        at, warm = broadcast_(both).tolist()
         mine = [e for e in s.plan.of_kind("exit") if e.by == self.id]
         s.settle(
             {
-                edit.id: {"threshold": at, "temperature": heat}
-                for edit, at, heat in zip(mine, chosen.thresholds, heats, strict=True)
+                edit.id: {"threshold": sure, "temperature": heat}
+                for edit, sure, heat in zip(mine, at, warm, strict=True)
             }
         )
         with torch.no_grad():
-            choice.thresholds.copy_(torch.tensor(chosen.thresholds))
-            choice.temperatures.copy_(torch.tensor(heats))
+            choice.thresholds.copy_(torch.tensor(at))
+            choice.temperatures.copy_(torch.tensor(warm))
         s.changed = True
 
 
