@@ -83,6 +83,7 @@ def test_measure_then_predict(call, as_json, tmp_path):
     found = as_json("latency", "measure", model, *options)
     assert found["units"] > 2
     assert found["refused"] == []
-    assert as_json("latency", "measure", model, *options)["units"] == 0
+    again = as_json("latency", "measure", model, *options)
+    assert again["units"] == 0
     predicted = as_json("latency", "predict", model, *options)
-    assert predicted["record"]["value"] == pytest.approx(found["network_ms"], rel=0.5)
+    assert predicted["record"]["value"] == pytest.approx(again["network_ms"], rel=1e-3)

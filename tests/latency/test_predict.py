@@ -145,6 +145,17 @@ def test_few_networks_or_equal_ones_have_no_price_of_weights():
     assert calibrate(four, [10**6] * 4) == calibrate(four)
 
 
+def test_each_step_has_a_price():
+    sums, steps = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), (90, 20, 60, 25, 70, 20, 30, 120)
+    held = [100_000 * k for k in range(1, 9)]
+    pairs = [(s, 1.05 * s + 0.003 * n) for s, n in zip(sums, steps, strict=True)]
+    found = calibrate(pairs, held, steps)
+    assert (found.a, found.c, found.d) == pytest.approx((1.05, 0.0, 0.003), abs=1e-6)
+    assert found.apply(2.0, 500_000, 100) == pytest.approx(2.4)
+    cheaper = [(s, 1.05 * s - 0.001 * n) for s, n in zip(sums, steps, strict=True)]
+    assert calibrate(cheaper, held, steps).d == 0
+
+
 def test_weights_that_the_caches_keep_are_free():
     sums, held = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0], [0.1, 4.0, 0.3, 1.1, 6.0, 0.8, 2.5, 0.4]
     pairs = [(s, 1.1 * s + 0.2 * max(0.0, h - 1.0)) for s, h in zip(sums, held, strict=True)]

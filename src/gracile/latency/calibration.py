@@ -1,13 +1,15 @@
-"""From the sum of units to a network: a * sum + c * weights, fitted on a few whole networks.
+"""From the sum of units to a network: a * sum + c * weights + d * steps, fitted on a few of them.
 
-A unit measured by itself finds its weights in the caches. In a network the weights of all others
-come between, so that what a network holds, beyond what the caches keep of it, has a price of its
-own. Where weights cannot be told apart the second term is a constant: a * sum + b.
+A unit measured by itself finds its weights in the caches, and the step before it was its like. In a
+network the weights of all others come between, so that what a network holds, beyond what the caches
+keep of it, has a price of its own, as has each step of its program. Where weights cannot be told
+apart the second term is a constant: a * sum + b.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import inf, isfinite
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +28,7 @@ class Calibration:
     """The line, and how well it fits.
 
     Attributes:
-        a, b, c: ms = a * sum + b + c * millions of weights that are not free.
+        a, b, c, d: ms = a * sum + b + c * millions of weights that are not free + d * steps.
         spread: relative standard deviation of the networks around it.
         networks: how many it was fitted on; 0 is the identity.
         free: millions of weights that cost nothing, as the caches keep them.
@@ -38,60 +40,93 @@ class Calibration:
     networks: int = 0
     c: float = 0.0
     free: float = 0.0
+    d: float = 0.0
 
-    def apply(self, total_ms: float, weights: int = 0) -> float:
-        """The latency of a network whose units sum up to `total_ms` and hold so many weights."""
+    @property
+    def text(self) -> str:
+        """The line in words.
+
+        >>> Calibration(a=1.05, c=0.2, free=1.0, d=0.003).text
+        '1.050 x sum + 0.2000 ms x (million weights - 1.00) + 0.0030 ms x steps'
+        """
+        weights = f"(million weights - {self.free:.2f})" if self.free else "million weights"
+        terms = [(self.b, "ms"), (self.c, f"ms x {weights}"), (self.d, "ms x steps")]
+        told = [f"{factor:.4f} {what}" for factor, what in terms if factor]
+        return " + ".join([f"{self.a:.3f} x sum", *told])
+
+    def apply(self, total_ms: float, weights: int = 0, steps: int = 0) -> float:
+        """The latency of a network of so many units, which sum up and hold weights."""
         priced = max(0.0, weights / MILLION - self.free)
-        return self.a * total_ms + self.b + self.c * priced
+        return self.a * total_ms + self.b + self.c * priced + self.d * steps
 
 
 def calibrate(
-    pairs: Sequence[tuple[float, float]], weights: Sequence[int] | None = None
+    pairs: Sequence[tuple[float, float]],
+    weights: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> Calibration:
     """Fit on (sum of units, measured), ms, by relative least squares; no term is negative.
 
-    Weights are priced from four networks on, if these differ in them, and from eight on those that
-    are free are found: the number with which it fits best. With one network, or sums that hardly
-    differ, only the factor is fitted.
+    Weights are priced from four networks on, if these differ in them. From eight on steps are, too,
+    and the weights that are free are found; of all forms the one with the least spread is taken,
+    each number counted that it took. With one network, or sums that hardly differ, only the factor
+    is fitted.
 
     Args:
         pairs: one a network.
-        weights: what each holds; None leaves them out.
+        weights, steps: what each holds, and units it has; None leaves them out.
 
     >>> calibrate([(1.0, 2.1), (2.0, 4.1), (4.0, 8.1)]).b
     0.1
     """
-    counts = weights or [0] * len(pairs)
-    known = [(s, m, w) for (s, m), w in zip(pairs, counts, strict=True) if s > 0 and m > 0]
-    if not known:
+    held, units = weights or [0] * len(pairs), steps or [0] * len(pairs)
+    every = zip(pairs, held, units, strict=True)
+    known = np.array([(s, m, w / MILLION, n) for (s, m), w, n in every if s > 0 and m > 0])
+    if not len(known):
         return Calibration()
-    sums, measured, held = np.array(known).T
-    priced = len(known) > ENOUGH and _differ(held)
-    told = np.array([True, not priced and len(known) > 1 and _differ(sums), priced])
-    frees = FREE if priced and len(known) >= TELLING else FREE[:1]
-    fits = [_fit(sums, measured, held, told, free) for free in frees]
-    errors, found, free = min(fits, key=lambda fit: float((fit[0] ** 2).sum()))
-    left = len(known) - int((found > 0).sum()) - (free > 0)
-    spread = SPREAD
-    if len(known) >= ENOUGH and left > 0:
-        spread = float(np.sqrt((errors**2).sum() / left))
-    a, b, c = (round(float(f), 9) for f in found)
-    return Calibration(a, b, spread, len(known), c, free if c > 0 else 0.0)
+    fits = [_fit(known, form) for form in _forms(known)]
+    likely = [fit for fit in fits if fit.least >= 0] or fits[-1:]  # what takes away is noise
+    best = min(likely, key=lambda fit: fit.spread) if len(known) >= TELLING else likely[0]
+    told = len(known) >= ENOUGH and isfinite(best.spread)
+    a, b, c, d = (round(float(f), 9) for f in best.factors)
+    free = best.free if c > 0 else 0.0
+    return Calibration(a, b, best.spread if told else SPREAD, len(known), c, free, d)
 
 
-def _fit(
-    sums: Numbers, measured: Numbers, held: Numbers, told: Numbers, free: float
-) -> tuple[Numbers, Numbers, float]:
-    """Relative errors, the three factors, and the free weights they are for."""
-    terms = [sums, np.ones_like(sums), np.maximum(0.0, held / MILLION - free)]
-    rows = np.stack([t / measured for t, on in zip(terms, told, strict=True) if on], axis=1)
-    found = np.zeros(3)
-    found[told] = np.linalg.lstsq(rows, np.ones(len(sums)), rcond=None)[0]
-    if found.min() < 0:  # a term that takes away is noise; the sum must count
-        share = sums / measured
-        found = np.array([share.sum() / (share**2).sum(), 0.0, 0.0])
-    errors = sum(f * t for f, t in zip(found, terms, strict=True)) / measured - 1
-    return errors, found, free
+class _Fit(NamedTuple):
+    spread: float  # infinite where there are as many factors as networks
+    least: float  # of the factors that were fitted
+    factors: Numbers
+    free: float
+
+
+Form = tuple[tuple[bool, bool, bool, bool], float]  # which of a, b, c, d; free weights
+ALONE: Form = ((True, False, False, False), 0.0)
+
+
+def _forms(known: Numbers) -> list[Form]:
+    sums, _, held, steps = known.T
+    n = len(known)
+    weighed = n > ENOUGH and _differ(held)
+    if not weighed or n < TELLING:
+        constant = not weighed and n > 1 and _differ(sums)
+        return [((True, constant, weighed, False), 0.0), ALONE]
+    counted = _differ(steps)
+    steps_alone = [((True, False, False, True), 0.0)] if counted else []
+    weights = [((True, False, True, d), f) for d in sorted({False, counted}) for f in FREE]
+    return [*weights, *steps_alone, ALONE]
+
+
+def _fit(known: Numbers, form: Form) -> _Fit:
+    (told, free), (sums, measured, held, steps) = form, known.T
+    terms = np.stack([sums, np.ones_like(sums), np.maximum(0.0, held - free), steps])
+    on = np.array(told)
+    found = np.zeros(len(terms))
+    found[on] = np.linalg.lstsq((terms[on] / measured).T, np.ones(len(known)), rcond=None)[0]
+    errors = found @ terms / measured - 1
+    left = len(known) - int(on.sum()) - (free > 0)
+    spread = float(np.sqrt((errors**2).sum() / left)) if left > 0 else inf
+    return _Fit(spread, float(found[on].min()), found, free)
 
 
 def _differ(values: Numbers) -> bool:

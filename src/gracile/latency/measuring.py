@@ -94,7 +94,7 @@ def remember(times: Times, name: str, ms: float, units: Sequence[tuple[str, Unit
     total = Predictor(times).network(units).sum_ms
     if total > 0:
         weights = sum(u.weights for _, u in units)
-        times.networks[name] = Network(total, ms, time(), weights)
+        times.networks[name] = Network(total, ms, time(), weights, len(units))
 
 
 def undisturbed_ms(loaded: Loaded, *, batch: int = 1, rounds: int = NETWORK_ROUNDS) -> float:

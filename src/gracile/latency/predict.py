@@ -113,7 +113,8 @@ class Predictor:
         self._fitted = {f: _fitted(p, _stairs(times, f)) for f, p in times.families().items()}
         known = list(times.networks.values())
         pairs = [(n.sum_ms, n.ms) for n in known]
-        self.calibration = calibrate(pairs, [n.weights for n in known])
+        counts = [n.weights for n in known], [n.steps for n in known]
+        self.calibration = calibrate(pairs, *counts)
 
     def missing(self, units: Iterable[Unit], *, exact: bool = False) -> list[Unit]:
         """What to measure so that these units are measured or interpolated; each once.
@@ -149,7 +150,7 @@ class Predictor:
         total = sum(e.ms for _, _, e in rows)
         times = Counter(u for _, u in units)  # the same unit twice is off by the same twice
         sigma = hypot(0.0, *(times[u] * e.sigma_ms for u, e in found.items()))
-        ms = self.calibration.apply(total, sum(u.weights for _, u in units))
+        ms = self.calibration.apply(total, sum(u.weights for _, u in units), len(units))
         off = Z95 * hypot(self.calibration.a * sigma, self.calibration.spread * ms)
         return Prediction(ms, (max(0.0, ms - off), ms + off), total, self.calibration, rows)
 

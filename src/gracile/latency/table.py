@@ -27,12 +27,14 @@ class Network:
         ms: measured end to end.
         time: seconds since 1970.
         weights: numbers its units hold.
+        steps: how many units it has; 0 in tables that did not count them.
     """
 
     sum_ms: float
     ms: float
     time: float
     weights: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -187,8 +189,9 @@ class Table:
             times.stairs[key] = Stair(line["period"], bool(line["tail"]))
         elif what == "network":
             total, whole, when = (_number(line[k]) for k in ("sum_ms", "ms", "time"))
-            weights = int(_number(line.get("weights", 0)))
-            times.networks[str(line["name"])] = Network(total, whole, when, weights)
+            weights, steps = (int(_number(line.get(k, 0))) for k in ("weights", "steps"))
+            found = Network(total, whole, when, weights, steps)
+            times.networks[str(line["name"])] = found
         else:
             raise ValueError(f"what: {what}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -269,7 +270,7 @@ def _described(times: "Times") -> dict[str, Any]:
             for (k, p, axis), s in sorted(times.stairs.items())
         ],
         "networks": {n: {"sum_ms": v.sum_ms, "ms": v.ms} for n, v in times.networks.items()},
-        "calibration": {"a": c.a, "b": c.b, "spread": c.spread, "networks": c.networks},
+        "calibration": {**asdict(c), "text": c.text},
         "oldest": min(ages, default=None),
         "newest": max(ages, default=None),
     }
@@ -288,10 +289,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         more = ", another one for partly filled blocks" if s["tail"] else ""
         yield f"  {s['kind']} {s['precision']}, width {s['width']}: steps of {s['period']}{more}"
     c = row["calibration"]
-    yield (
-        f"  {c['networks']} network(s): {c['a']:.3f} x sum + {c['b']:.4f} ms, "
-        f"off by {100 * c['spread']:.1f} %"
-    )
+    yield f"  {c['networks']} network(s): {c['text']}, off by {100 * c['spread']:.1f} %"
     if row["oldest"] is not None:
         old, new = (
             datetime.fromtimestamp(row[k], UTC).strftime("%Y-%m-%d") for k in ("oldest", "newest")
