@@ -85,9 +85,13 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]
 
 
 def merged(newer: Sequence[Record], older: Iterable[Record]) -> list[Record]:
-    """Records of several machines as one table; of the same cell the newer ones."""
-    there = {(r.subject["variant"], r.seed) for r in newer}
-    return [*newer, *(r for r in older if (r.subject["variant"], r.seed) not in there)]
+    """Records of several machines as one table; of the same value the newer ones."""
+
+    def which(r: Record) -> tuple[str, int | None, str]:
+        return r.subject["variant"], r.seed, r.metric
+
+    there = set(map(which, newer))
+    return [*newer, *(r for r in older if which(r) not in there)]
 
 
 def _age(records: Iterable[Record]) -> float:
