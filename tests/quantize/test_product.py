@@ -198,7 +198,7 @@ def test_a_later_layer_makes_up_for_an_earlier_one():
 
 def test_a_masked_tensor_is_refused():
     few = "few: {prune: oneshot, weights: second, sparsity: 0.6, when: {at: 0ep}}"
-    with pytest.raises(BindError, match=r"'second.weight' is masked.*prune: thin"):
+    with pytest.raises(BindError, match=r"masks 'second.weight'.*prune: thin"):
         case.trained(few, "m: {quantize: product, weights: second, words: 4, when: {start: 1ep}}")
 
 

@@ -244,7 +244,7 @@ def test_a_masked_tensor_is_refused(first):
     few = (
         f"few: {{prune: oneshot, weights: second, sparsity: 0.5, when: {{at: {2 - 2 * first}ep}}}}"
     )
-    with pytest.raises(BindError, match=r"'second.weight' is masked.*keep_zeros: true"):
+    with pytest.raises(BindError, match=r"masks 'second.weight'.*keep_zeros: true"):
         case.trained(few, UNIFORM)
 
 

@@ -11,7 +11,7 @@ from gracile.graph.additions import structural
 from gracile.models.spec import architecture_sha
 from gracile.train.checkpoint import REBUILT, check_kinds
 
-NEW = ("factorize", "replace")  # have weights that the original knows nothing of
+NEW = ("factorize", "replace", "exit")  # have weights that the original knows nothing of
 
 
 def apply_plan(

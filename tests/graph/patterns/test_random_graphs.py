@@ -68,4 +68,5 @@ def test_patterns_and_random_networks_reach_every_rule():
         gone = {g.id: [0] for g in groups if g.protected is None}
         smaller = apply(model, remove_edits(groups, gone, by="test"), example=inputs)
         reached |= {node.op for node in capture(smaller, inputs)}  # what took a call's place
-    assert set(rules()) - reached == set()
+    with_edits = {"exits"}  # comes with an edit of its own, see tests/early_exit
+    assert set(rules()) - reached == with_edits

@@ -114,7 +114,7 @@ class Factorization(LayerByLayer):
 
     def on_fire(self, s: Any, progress: float) -> None:
         if self.together is not None and self.ranks is None:
-            self.ranks = self.together.ranks(s, self.chosen, self.faster)
+            self.ranks = self._together(s, self.together)
         super().on_fire(s, progress)
 
     def on_surgery(self, s: Any, edits: Iterable[Any]) -> None:
@@ -182,6 +182,13 @@ class Factorization(LayerByLayer):
                 self.kept(s, address, f"{_spelled(ranks)}: {slower}")
                 return
         s.apply([edit], factors={path: factors})
+
+    def _together(self, s: Any, together: Together) -> dict[str, Ranks | None]:
+        try:
+            return together.ranks(s, self.chosen, self.faster)
+        except UserError as e:  # what others have cut since bind cannot be cut again
+            s.warn("ranks", f"'{self.id}' leaves all layers whole: {e}")
+            return dict.fromkeys(self.chosen)
 
     def _ranks(
         self, address: str, weight: Tensor, layer: Layer, size: Size, seen: dict[str, Tensor]
